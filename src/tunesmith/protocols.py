@@ -1,0 +1,204 @@
+"""The extension points: what a member must look like, and the registries that find it. Nothing to inherit.
+
+Kinds: readers, generators, teachers, filters, templates, losses, metrics, exporters, engines, stages.
+Stages (floor 4) introduce members of different kinds to each other; the members meet only through this file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from tunesmith.types import (
+    Completion,
+    Conversation,
+    Excluded,
+    Inputs,
+    Outcome,
+    SamplingParams,
+    Task,
+    TeacherRequest,
+)
+
+
+class EventSink(Protocol):
+    """Receives typed events (see events.py)."""
+
+    def emit(self, event: Any) -> None: ...
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a stage gets besides its section and inputs: where events go, and the `runtime` section."""
+
+    events: EventSink
+    runtime: Any  # recipe.Runtime; typed Any so that this floor does not import the one above
+
+
+class Stage(Protocol):
+    """A stage module has a function of this form. `out_dir` may hold leftovers of an interrupted run of the same key.
+
+    Files under out_dir/scratch/ are deleted at commit; files under out_dir/logs/ are kept but not part of the digest.
+    """
+
+    def __call__(self, section: Any, inputs: Inputs, out_dir: Path, ctx: Context) -> Outcome: ...
+
+
+class Reader(Protocol):
+    """Turns one file into conversations. A bad row is yielded as Excluded, never raised and never dropped."""
+
+    def __call__(self, path: Path) -> Iterator[Conversation | Excluded]: ...
+
+
+class Filter(Protocol):
+    """Answers None to keep a row, or (reason, detail for people) to exclude it."""
+
+    def __call__(self, conversation: Conversation) -> tuple[str, str] | None: ...
+
+
+class NoveltyIndex(Protocol):
+    """A growing pool of texts that says how near a new text is to the nearest one in it."""
+
+    def nearest(self, text: str) -> tuple[float, int]:
+        """(highest ROUGE-L F1 against the pool in [0, 1], index of that pool text, -1 for an empty pool)."""
+        ...
+
+    def add(self, text: str) -> int:
+        """Put a text into the pool; returns its index."""
+        ...
+
+    def __len__(self) -> int: ...
+
+
+@dataclass(frozen=True)
+class Price:
+    """US dollars per million tokens."""
+
+    input_usd_per_mtok: float
+    output_usd_per_mtok: float
+    source: str = "recipe"
+
+    def cost(self, prompt_tokens: int, completion_tokens: int) -> float:
+        """Cost of one request in US dollars."""
+        return (
+            prompt_tokens * self.input_usd_per_mtok + completion_tokens * self.output_usd_per_mtok
+        ) / 1_000_000
+
+
+class Teacher(Protocol):
+    """A model that writes. `identity` goes into every request key (kind, model, endpoint; never a secret)."""
+
+    identity: str
+    price: Price
+
+    async def complete(self, request: TeacherRequest) -> Completion:
+        """One answer. Failures that retries could not mend come back as finish_reason "error"; TeacherError is for
+        faults that every further request would meet too (wrong key, unknown model)."""
+        ...
+
+    def count_prompt_tokens(self, request: TeacherRequest) -> int:
+        """An upper estimate of the prompt's tokens, for reserving cost before sending."""
+        ...
+
+    async def aclose(self) -> None: ...
+
+
+class TeacherClient(Protocol):
+    """What a generator talks to: a teacher behind its ledger and budget. Asking twice for the same thing pays once."""
+
+    identity: str
+
+    async def ask(self, request: TeacherRequest) -> Completion: ...
+
+
+@dataclass
+class GenerationContext:
+    """What a generator may use. The stage builds it."""
+
+    task: Task
+    seeds: Sequence[Conversation]  # never holds a test row
+    client: TeacherClient
+    novelty: NoveltyIndex  # already holds the seeds' prompts
+    rng_seed: int
+    accept: Callable[[Conversation], None] = field(default=lambda conversation: None)
+    reject: Callable[[Excluded], None] = field(default=lambda excluded: None)
+
+
+class Generator(Protocol):
+    """Writes new rows. Calls ctx.accept or ctx.reject once per row it parsed; returns the task it worked with
+    (distill adds a system prompt)."""
+
+    async def __call__(self, options: Any, ctx: GenerationContext, wanted: int) -> Task: ...
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """Token ids a model continues, as the renderer made them."""
+
+    input_ids: tuple[int, ...]
+    stop_ids: tuple[int, ...]
+
+
+class BatchEngine(Protocol):
+    """Answers many prompts, offline, with exact weights (evaluation, export checks)."""
+
+    def generate(
+        self,
+        prompts: Sequence[Prompt],
+        sampling: SamplingParams,
+        on_done: Callable[[int, Completion], None] | None = None,
+    ) -> list[Completion]:
+        """Answers in the order of the prompts. on_done(index, completion) is called as each one ends."""
+        ...
+
+    def close(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class TokenLogprob:
+    """A token the engine emitted, with the most likely alternatives at that place."""
+
+    token_id: int
+    text: str
+    data: bytes
+    logprob: float
+    top: tuple[TokenLogprob, ...] = ()
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A piece of a streamed answer. The last chunk has finish_reason and usage."""
+
+    text: str = ""
+    logprobs: tuple[TokenLogprob, ...] = ()
+    finish_reason: str | None = None  # "stop" | "length"
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cached_tokens: int = 0
+
+
+class ServingEngine(Protocol):
+    """Answers one prompt at a time, streamed, many at once. The gateway puts the protocol around it."""
+
+    context_length: int  # tokens one request may use, prompt and answer together
+    num_slots: int  # requests that run side by side
+
+    async def start(self) -> None: ...
+
+    def stream(
+        self, prompt: Prompt, sampling: SamplingParams, *, top_logprobs: int | None = None
+    ) -> AsyncIterator[Chunk]:
+        """Closing the iterator cancels the request in the engine."""
+        ...
+
+    async def healthy(self) -> bool: ...
+
+    async def stop(self) -> None: ...
+
+
+class Exporter(Protocol):
+    """Writes one format from a merged transformers folder into out_dir, returns the files it wrote."""
+
+    def __call__(self, merged_dir: Path, out_dir: Path) -> Iterable[Path]: ...
