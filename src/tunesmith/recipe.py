@@ -1,0 +1,422 @@
+"""Every parameter there is: type, bounds, default, one sentence. Declared here once; nothing below holds a second default.
+
+One Section per stage. The string under a field is its description and feeds `--help`, the docs and the studio's form.
+`auto` is replaced in resolve.py where the recipe alone decides, and by the stage (as a fact in its manifest) where
+the data or the machine decides. What cannot change a result beyond rounding lives in `runtime`, outside every key.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+Auto = Literal["auto"]
+
+
+def _as_list(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+StrList = Annotated[tuple[str, ...], BeforeValidator(_as_list)]
+
+
+class Section(BaseModel):
+    """Base of every section: frozen, unknown keys refused, descriptions taken from the docstrings under the fields."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True)
+
+    def file_names(self) -> list[str]:
+        """Files this section names, as written; the pipeline hands them to the stage and hashes their content."""
+        return []
+
+
+class BaseModelSection(Section):
+    """The model that is tuned."""
+
+    name: str
+    """A built-in name (`tunesmith models`), a hub id, a local folder, or a .gguf file."""
+
+    revision: str | None = None
+    """Commit or tag of a hub id; none = the newest at fetch time, which is then recorded."""
+
+
+class Ingest(Section):
+    """What the model is for, and the examples that are at hand."""
+
+    task: str | None = None
+    """One or two sentences that say what the model should do; shown to the teacher."""
+
+    system_prompt: str | None = None
+    """System message put before every conversation that has none, in training, evaluation and serving alike."""
+
+    output_schema: dict[str, Any] | str | None = None
+    """JSON Schema of the answers (inline, or a .json file): curate rejects rows that break it, evaluate scores by it."""
+
+    files: StrList = ()
+    """Example files; the format is recognised by looking at the rows."""
+
+    test_files: StrList = ()
+    """Held-out example files: never shown to a teacher, never trained on."""
+
+    test_fraction: float = Field(0.0, ge=0, lt=1)
+    """Share of `files` to hold out before a teacher sees any, by origin."""
+
+    licence: str | None = None
+    """Licence of the files; travels with every row."""
+
+    rng_seed: int = 17
+    """Seed of the split."""
+
+    def file_names(self) -> list[str]:
+        schema = [self.output_schema] if isinstance(self.output_schema, str) else []
+        return [*self.files, *self.test_files, *schema]
+
+
+class TeacherSection(Section):
+    """A model that writes examples or answers test rows for comparison."""
+
+    kind: Literal["openai", "local", "scripted"] = "openai"
+    """openai = any OpenAI-compatible endpoint; local = llama.cpp in this process; scripted = answers from a file."""
+
+    model: str = "gpt-4o-mini"
+    """Model name at the endpoint; for local: anything `base_model.name` takes."""
+
+    base_url: str = "https://api.openai.com/v1"
+    """Endpoint of kind openai, up to and including /v1."""
+
+    api_key_env: str | None = "OPENAI_API_KEY"
+    """NAME of the environment variable that holds the key; null for endpoints without one."""
+
+    price_usd_per_mtok: tuple[Annotated[float, Field(ge=0)], Annotated[float, Field(ge=0)]] | None = None
+    """US dollars per million input and output tokens; needed where the built-in price table does not know the model."""
+
+    script: str | None = None
+    """JSONL file of answers for kind scripted: one {"text": ...} a line, or {"match": regex, "text": ...}."""
+
+    context_length: int = Field(4096, ge=256)
+    """Context tokens a local teacher may use per request."""
+
+    def file_names(self) -> list[str]:
+        return [self.script] if self.script else []
+
+    @model_validator(mode="after")
+    def _script_goes_with_scripted(self) -> TeacherSection:
+        if (self.kind == "scripted") != (self.script is not None):
+            raise ValueError("`script` and `kind: scripted` go together")
+        return self
+
+
+class Generate(Section):
+    """Let a teacher write more examples. Leave the section out to train on the given ones alone."""
+
+    generator: str = "self_instruct"
+    """How rows are written: self_instruct (from seed examples) or distill (from `ingest.task` alone)."""
+
+    teacher: TeacherSection
+    """Who writes."""
+
+    num_rows: int = Field(100, ge=1)
+    """Rows to accept; generation stops there."""
+
+    rows_per_request: int = Field(5, ge=1, le=50)
+    """Rows asked for in one request."""
+
+    num_seeds_shown: int = Field(3, ge=1, le=20)
+    """Examples shown in one request."""
+
+    temperature: float = Field(1.0, ge=0, le=2)
+    """Sampling temperature of the teacher."""
+
+    top_p: float = Field(1.0, gt=0, le=1)
+    """Nucleus of the teacher's sampling."""
+
+    max_tokens: int = Field(2048, ge=16)
+    """Longest answer of one request, in tokens."""
+
+    max_similarity: float = Field(0.7, ge=0, le=1)
+    """A row whose prompt has a ROUGE-L F1 above this with any earlier one is rejected."""
+
+    budget_usd: float | None = Field(None, ge=0)
+    """Hard stop: worst-case cost is reserved before a request is sent."""
+
+    max_requests: int | None = Field(None, ge=1)
+    """Hard stop on requests; none = 20 times what an all-accepting run would need."""
+
+    max_failures: int = Field(20, ge=0)
+    """Requests that may fail for good before the stage gives up."""
+
+    language: Literal["en", "zh"] = "en"
+    """Language of the prompts."""
+
+    rng_seed: int = 17
+    """Seed of the draws of examples."""
+
+    def file_names(self) -> list[str]:
+        return self.teacher.file_names()
+
+
+class Curate(Section):
+    """Which rows go on. Excluded rows are kept with their reason."""
+
+    test_fraction: float = Field(0.0, ge=0, lt=1)
+    """Share of rows without a split of their own that is held out for evaluation, by origin."""
+
+    min_prompt_words: int = Field(1, ge=0)
+    """Shortest prompt, in words (a CJK character counts as one)."""
+
+    max_prompt_words: int = Field(4000, ge=1)
+    """Longest prompt, in words."""
+
+    min_reply_words: int = Field(1, ge=0)
+    """Shortest reply, in words."""
+
+    max_reply_words: int = Field(4000, ge=1)
+    """Longest reply, in words."""
+
+    blacklist: StrList = ()
+    """Words or phrases that exclude a row, whole words, case ignored."""
+
+    max_similarity: float = Field(0.7, ge=0, le=1)
+    """A generated row, or a training row beside a test row, above this ROUGE-L F1 is excluded; 1 = off."""
+
+    check_schema: bool = True
+    """Exclude rows whose reply breaks `ingest.output_schema`."""
+
+    rng_seed: int = 17
+    """Seed of the split."""
+
+
+class Tokenize(Section):
+    """Rows to token ids and loss masks, and the plan that packs them."""
+
+    chat_template: str = "auto"
+    """auto = the base model's own; or a built-in template's name, or a .jinja file."""
+
+    max_length: int | Auto = "auto"
+    """Longest sample in tokens; auto = the longest one, at most the model's context."""
+
+    overlong: Literal["error", "drop"] = "drop"
+    """What to do with a longer sample: stop, or leave it out and count it."""
+
+    pack_length: int | Auto = "auto"
+    """Tokens one pack holds; auto = at least max_length, and 2,048 where the data allow."""
+
+    supervise: Literal["all_turns", "last_turn", "everything"] = "all_turns"
+    """Which tokens are targets: every assistant turn, the last one, or all text."""
+
+    def file_names(self) -> list[str]:
+        return [self.chat_template] if self.chat_template.endswith(".jinja") else []
+
+
+class Train(Section):
+    """How the weights change."""
+
+    method: Literal["lora", "full"] = "lora"
+    """lora = train small added matrices; full = train every weight."""
+
+    loss: str = "cross_entropy"
+    """Which loss of the loss layer is minimised."""
+
+    lora_rank: int = Field(16, ge=1)
+    """Rank of the added matrices."""
+
+    lora_alpha: float = Field(32, gt=0)
+    """Scale of the added matrices: they count alpha / rank."""
+
+    lora_dropout: float = Field(0.0, ge=0, lt=1)
+    """Dropout before the added matrices."""
+
+    lora_target_modules: StrList = ("all-linear",)
+    """Names of the linear maps that get an adapter; all-linear = every one except the output head."""
+
+    learning_rate: float | Auto = "auto"
+    """Peak learning rate; auto = 2e-4 for lora, 1e-5 for full."""
+
+    lr_schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """How the learning rate falls after warm-up."""
+
+    warmup_ratio: float = Field(0.03, ge=0, lt=1)
+    """Share of the steps over which the learning rate rises."""
+
+    num_epochs: float = Field(3, gt=0)
+    """Passes over the data."""
+
+    max_steps: int | None = Field(None, ge=1)
+    """Stop after this many optimiser steps, whatever num_epochs says."""
+
+    global_batch_size: int = Field(1, ge=1)
+    """Packs per optimiser step, all devices together."""
+
+    weight_decay: float = Field(0.0, ge=0)
+    """AdamW weight decay."""
+
+    adam_beta1: float = Field(0.9, ge=0, lt=1)
+    """AdamW first moment decay."""
+
+    adam_beta2: float = Field(0.999, ge=0, lt=1)
+    """AdamW second moment decay."""
+
+    max_grad_norm: float = Field(1.0, gt=0)
+    """Gradients are scaled down to this norm."""
+
+    rng_seed: int = 17
+    """Seed of adapter initialisation, dropout and data order."""
+
+
+class Evaluate(Section):
+    """Base, tuned and teacher side by side on the test split."""
+
+    max_samples: int | None = Field(None, ge=1)
+    """At most this many test rows; none = all."""
+
+    max_tokens: int = Field(256, ge=1)
+    """Longest answer, in tokens."""
+
+    temperature: float = Field(0.0, ge=0)
+    """Sampling temperature; 0 = greedy."""
+
+    exact_fields: StrList | Auto = "auto"
+    """JSON fields scored by equality; auto = those the schema restricts by enum, const, pattern, boolean or number."""
+
+    text_field: str | Auto = "auto"
+    """JSON field scored by ROUGE-L; auto = the free-text one."""
+
+    teacher: TeacherSection | None = None
+    """Also let this model answer the test rows."""
+
+    max_failures: int = Field(20, ge=0)
+    """Teacher answers that may fail before the stage gives up."""
+
+    rng_seed: int = 17
+    """Seed of sampling."""
+
+    def file_names(self) -> list[str]:
+        return self.teacher.file_names() if self.teacher else []
+
+
+class Export(Section):
+    """Files that other programs load."""
+
+    formats: StrList = ("safetensors", "gguf-q8_0")
+    """safetensors (merged transformers folder), gguf-f16, gguf-q8_0, gguf-q4_k_m."""
+
+    num_check_prompts: int = Field(20, ge=0)
+    """Prompts whose greedy answers are compared between the GGUF engine and transformers."""
+
+    max_logit_difference: float = Field(1e-3, gt=0)
+    """Largest difference allowed between merged and adapter logits, in fp32."""
+
+
+class Runtime(Section):
+    """What cannot change a result beyond rounding: outside every key, so changing it never repeats work."""
+
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1 ..."""
+
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    """Arithmetic of the forward and backward pass; auto = bf16 where the processor multiplies it faster."""
+
+    num_threads: int | Auto = "auto"
+    """CPU threads; auto = the cores this process may use."""
+
+    micro_batch_size: int | Auto = "auto"
+    """Packs per forward pass on one device; auto = 1 on a CPU, what fits on a GPU."""
+
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third slower."""
+
+    checkpoint_every_steps: int | Auto = "auto"
+    """Steps between training checkpoints; auto = about once a minute."""
+
+    log_every_steps: int = Field(1, ge=1)
+    """Steps between two loss lines."""
+
+    eval_batch_size: int = Field(16, ge=1)
+    """Prompts answered side by side in evaluation."""
+
+    teacher_concurrency: int = Field(16, ge=1)
+    """Requests to an endpoint in flight; a local teacher uses its own number of slots."""
+
+    request_timeout_seconds: float = Field(120, gt=0)
+    """Longest wait for one answer of a teacher."""
+
+    max_retries: int = Field(6, ge=0)
+    """Tries after the first for one request."""
+
+    keep_checkpoints: int = Field(2, ge=1)
+    """Training checkpoints kept while a run is unfinished."""
+
+
+def _from_name(value: Any) -> Any:
+    return {"name": value} if isinstance(value, str) else value
+
+
+class Recipe(BaseModel):
+    """A whole run on one screen."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+    """Name of the run folders."""
+
+    description: str = ""
+    """For people."""
+
+    base_model: Annotated[BaseModelSection, BeforeValidator(_from_name)]
+    """The model to tune; a bare string is its name."""
+
+    ingest: Ingest = Ingest()
+    generate: Generate | None = None
+    curate: Curate = Curate()
+    tokenize: Tokenize = Tokenize()
+    train: Train = Train()
+    evaluate: Evaluate | None = Evaluate()
+    export: Export | None = Export()
+    runtime: Runtime = Runtime()
+
+    @model_validator(mode="after")
+    def _there_is_something_to_learn_from(self) -> Recipe:
+        if not self.ingest.files and self.generate is None:
+            raise ValueError("there is nothing to learn from: name `ingest.files`, or add a `generate` section")
+        if self.generate is not None and self.generate.generator == "distill" and not self.ingest.task:
+            raise ValueError("`generate.generator: distill` works from `ingest.task`, which is missing")
+        return self
+
+
+SYNONYMS: dict[str, str] = {
+    "model": "base_model",
+    "model_name_or_path": "base_model",
+    "dataset": "ingest.files",
+    "datasets": "ingest.files",
+    "dataset_name": "ingest.files",
+    "data_path": "ingest.files",
+    "cutoff_len": "tokenize.max_length",
+    "sequence_len": "tokenize.max_length",
+    "max_seq_length": "tokenize.max_length",
+    "max_seq_len": "tokenize.max_length",
+    "template": "tokenize.chat_template",
+    "train_on_inputs": "tokenize.supervise",
+    "finetuning_type": "train.method",
+    "lora_r": "train.lora_rank",
+    "r": "train.lora_rank",
+    "lora_target": "train.lora_target_modules",
+    "target_modules": "train.lora_target_modules",
+    "lr": "train.learning_rate",
+    "lr_scheduler_type": "train.lr_schedule",
+    "lr_scheduler": "train.lr_schedule",
+    "epochs": "train.num_epochs",
+    "num_train_epochs": "train.num_epochs",
+    "batch_size": "train.global_batch_size",
+    "per_device_train_batch_size": "runtime.micro_batch_size",
+    "gradient_accumulation_steps": "train.global_batch_size",
+    "seed": "train.rng_seed",
+    "bf16": "runtime.precision",
+    "fp16": "runtime.precision",
+    "output_dir": "--root on the command line",
+    "val_size": "ingest.test_fraction",
+    "val_set_size": "ingest.test_fraction",
+    "api_key": "generate.teacher.api_key_env (the NAME of an environment variable, never the key)",
+    "resume_from_checkpoint": "nothing: runs resume by themselves",
+}
+"""Names other trainers use, and ours: they get an error that says so, never a silent alias."""
