@@ -59,7 +59,7 @@ class Ingest(Section):
     test_files: StrList = ()
     """Held-out example files: never shown to a teacher, never trained on."""
 
-    test_fraction: float = Field(0.0, ge=0, lt=1)
+    test_fraction: float = Field(default=0.0, ge=0, lt=1)
     """Share of `files` to hold out before a teacher sees any, by origin."""
 
     licence: str | None = None
@@ -94,7 +94,7 @@ class TeacherSection(Section):
     script: str | None = None
     """JSONL file of answers for kind scripted: one {"text": ...} a line, or {"match": regex, "text": ...}."""
 
-    context_length: int = Field(4096, ge=256)
+    context_length: int = Field(default=4096, ge=256)
     """Context tokens a local teacher may use per request."""
 
     def file_names(self) -> list[str]:
@@ -116,34 +116,34 @@ class Generate(Section):
     teacher: TeacherSection
     """Who writes."""
 
-    num_rows: int = Field(100, ge=1)
+    num_rows: int = Field(default=100, ge=1)
     """Rows to accept; generation stops there."""
 
-    rows_per_request: int = Field(5, ge=1, le=50)
+    rows_per_request: int = Field(default=5, ge=1, le=50)
     """Rows asked for in one request."""
 
-    num_seeds_shown: int = Field(3, ge=1, le=20)
+    num_seeds_shown: int = Field(default=3, ge=1, le=20)
     """Examples shown in one request."""
 
-    temperature: float = Field(1.0, ge=0, le=2)
+    temperature: float = Field(default=1.0, ge=0, le=2)
     """Sampling temperature of the teacher."""
 
-    top_p: float = Field(1.0, gt=0, le=1)
+    top_p: float = Field(default=1.0, gt=0, le=1)
     """Nucleus of the teacher's sampling."""
 
-    max_tokens: int = Field(2048, ge=16)
+    max_tokens: int = Field(default=2048, ge=16)
     """Longest answer of one request, in tokens."""
 
-    max_similarity: float = Field(0.7, ge=0, le=1)
+    max_similarity: float = Field(default=0.7, ge=0, le=1)
     """A row whose prompt has a ROUGE-L F1 above this with any earlier one is rejected."""
 
-    budget_usd: float | None = Field(None, ge=0)
+    budget_usd: float | None = Field(default=None, ge=0)
     """Hard stop: worst-case cost is reserved before a request is sent."""
 
-    max_requests: int | None = Field(None, ge=1)
+    max_requests: int | None = Field(default=None, ge=1)
     """Hard stop on requests; none = 20 times what an all-accepting run would need."""
 
-    max_failures: int = Field(20, ge=0)
+    max_failures: int = Field(default=20, ge=0)
     """Requests that may fail for good before the stage gives up."""
 
     language: Literal["en", "zh"] = "en"
@@ -159,25 +159,25 @@ class Generate(Section):
 class Curate(Section):
     """Which rows go on. Excluded rows are kept with their reason."""
 
-    test_fraction: float = Field(0.0, ge=0, lt=1)
+    test_fraction: float = Field(default=0.0, ge=0, lt=1)
     """Share of rows without a split of their own that is held out for evaluation, by origin."""
 
-    min_prompt_words: int = Field(1, ge=0)
+    min_prompt_words: int = Field(default=1, ge=0)
     """Shortest prompt, in words (a CJK character counts as one)."""
 
-    max_prompt_words: int = Field(4000, ge=1)
+    max_prompt_words: int = Field(default=4000, ge=1)
     """Longest prompt, in words."""
 
-    min_reply_words: int = Field(1, ge=0)
+    min_reply_words: int = Field(default=1, ge=0)
     """Shortest reply, in words."""
 
-    max_reply_words: int = Field(4000, ge=1)
+    max_reply_words: int = Field(default=4000, ge=1)
     """Longest reply, in words."""
 
     blacklist: StrList = ()
     """Words or phrases that exclude a row, whole words, case ignored."""
 
-    max_similarity: float = Field(0.7, ge=0, le=1)
+    max_similarity: float = Field(default=0.7, ge=0, le=1)
     """A generated row, or a training row beside a test row, above this ROUGE-L F1 is excluded; 1 = off."""
 
     check_schema: bool = True
@@ -218,13 +218,13 @@ class Train(Section):
     loss: str = "cross_entropy"
     """Which loss of the loss layer is minimised."""
 
-    lora_rank: int = Field(16, ge=1)
+    lora_rank: int = Field(default=16, ge=1)
     """Rank of the added matrices."""
 
-    lora_alpha: float = Field(32, gt=0)
+    lora_alpha: float = Field(default=32, gt=0)
     """Scale of the added matrices: they count alpha / rank."""
 
-    lora_dropout: float = Field(0.0, ge=0, lt=1)
+    lora_dropout: float = Field(default=0.0, ge=0, lt=1)
     """Dropout before the added matrices."""
 
     lora_target_modules: StrList = ("all-linear",)
@@ -236,28 +236,28 @@ class Train(Section):
     lr_schedule: Literal["cosine", "linear", "constant"] = "cosine"
     """How the learning rate falls after warm-up."""
 
-    warmup_ratio: float = Field(0.03, ge=0, lt=1)
+    warmup_ratio: float = Field(default=0.03, ge=0, lt=1)
     """Share of the steps over which the learning rate rises."""
 
-    num_epochs: float = Field(3, gt=0)
+    num_epochs: float = Field(default=3, gt=0)
     """Passes over the data."""
 
-    max_steps: int | None = Field(None, ge=1)
+    max_steps: int | None = Field(default=None, ge=1)
     """Stop after this many optimiser steps, whatever num_epochs says."""
 
-    global_batch_size: int = Field(1, ge=1)
+    global_batch_size: int = Field(default=1, ge=1)
     """Packs per optimiser step, all devices together."""
 
-    weight_decay: float = Field(0.0, ge=0)
+    weight_decay: float = Field(default=0.0, ge=0)
     """AdamW weight decay."""
 
-    adam_beta1: float = Field(0.9, ge=0, lt=1)
+    adam_beta1: float = Field(default=0.9, ge=0, lt=1)
     """AdamW first moment decay."""
 
-    adam_beta2: float = Field(0.999, ge=0, lt=1)
+    adam_beta2: float = Field(default=0.999, ge=0, lt=1)
     """AdamW second moment decay."""
 
-    max_grad_norm: float = Field(1.0, gt=0)
+    max_grad_norm: float = Field(default=1.0, gt=0)
     """Gradients are scaled down to this norm."""
 
     rng_seed: int = 17
@@ -267,13 +267,13 @@ class Train(Section):
 class Evaluate(Section):
     """Base, tuned and teacher side by side on the test split."""
 
-    max_samples: int | None = Field(None, ge=1)
+    max_samples: int | None = Field(default=None, ge=1)
     """At most this many test rows; none = all."""
 
-    max_tokens: int = Field(256, ge=1)
+    max_tokens: int = Field(default=256, ge=1)
     """Longest answer, in tokens."""
 
-    temperature: float = Field(0.0, ge=0)
+    temperature: float = Field(default=0.0, ge=0)
     """Sampling temperature; 0 = greedy."""
 
     exact_fields: StrList | Auto = "auto"
@@ -285,7 +285,7 @@ class Evaluate(Section):
     teacher: TeacherSection | None = None
     """Also let this model answer the test rows."""
 
-    max_failures: int = Field(20, ge=0)
+    max_failures: int = Field(default=20, ge=0)
     """Teacher answers that may fail before the stage gives up."""
 
     rng_seed: int = 17
@@ -301,10 +301,10 @@ class Export(Section):
     formats: StrList = ("safetensors", "gguf-q8_0")
     """safetensors (merged transformers folder), gguf-f16, gguf-q8_0, gguf-q4_k_m."""
 
-    num_check_prompts: int = Field(20, ge=0)
+    num_check_prompts: int = Field(default=20, ge=0)
     """Prompts whose greedy answers are compared between the GGUF engine and transformers."""
 
-    max_logit_difference: float = Field(1e-3, gt=0)
+    max_logit_difference: float = Field(default=1e-3, gt=0)
     """Largest difference allowed between merged and adapter logits, in fp32."""
 
 
@@ -329,22 +329,22 @@ class Runtime(Section):
     checkpoint_every_steps: int | Auto = "auto"
     """Steps between training checkpoints; auto = about once a minute."""
 
-    log_every_steps: int = Field(1, ge=1)
+    log_every_steps: int = Field(default=1, ge=1)
     """Steps between two loss lines."""
 
-    eval_batch_size: int = Field(16, ge=1)
+    eval_batch_size: int = Field(default=16, ge=1)
     """Prompts answered side by side in evaluation."""
 
-    teacher_concurrency: int = Field(16, ge=1)
+    teacher_concurrency: int = Field(default=16, ge=1)
     """Requests to an endpoint in flight; a local teacher uses its own number of slots."""
 
-    request_timeout_seconds: float = Field(120, gt=0)
+    request_timeout_seconds: float = Field(default=120, gt=0)
     """Longest wait for one answer of a teacher."""
 
-    max_retries: int = Field(6, ge=0)
+    max_retries: int = Field(default=6, ge=0)
     """Tries after the first for one request."""
 
-    keep_checkpoints: int = Field(2, ge=1)
+    keep_checkpoints: int = Field(default=2, ge=1)
     """Training checkpoints kept while a run is unfinished."""
 
 

@@ -1,0 +1,231 @@
+"""Every stage, as one table; what a recipe will run (plan); running it (execute).
+
+Finished stages are found by key; an unfinished one continues from its partial folder. A stage that ends with the
+output it had before stops the change there: the stages after it are found by key again. Imports no stage until it
+runs, and no torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from tunesmith.errors import RecipeError, StoreError, TunesmithError
+from tunesmith.events import (
+    FanOut,
+    JsonlSink,
+    Note,
+    RunFinished,
+    RunStarted,
+    StageFailed,
+    StageFinished,
+    StageSink,
+    StageStarted,
+)
+from tunesmith.hashing import digest_file, digest_json
+from tunesmith.protocols import Context, EventSink
+from tunesmith.recipe import Recipe, Section
+from tunesmith.resolve import ResolvedRecipe
+from tunesmith.store import Identity, Run, Store, open_run, write_atomic
+from tunesmith.types import Artifact, Inputs
+
+
+@dataclass(frozen=True)
+class StageSpec:
+    """One row of the table. `needs` must exist; `uses` are handed over where the recipe has them."""
+
+    name: str
+    version: int  # bump by hand when the same inputs give other outputs
+    needs: tuple[str, ...] = ()
+    uses: tuple[str, ...] = ()
+
+    @property
+    def module(self) -> str:
+        """Where its `run` is."""
+        return f"tunesmith.stages.{self.name}"
+
+
+STAGES: tuple[StageSpec, ...] = (
+    StageSpec("ingest", 1),
+    StageSpec("generate", 1, needs=("ingest",)),
+    StageSpec("curate", 1, needs=("ingest",), uses=("generate",)),
+    StageSpec("base_model", 1),
+    StageSpec("tokenize", 1, needs=("curate", "base_model")),
+    StageSpec("train", 1, needs=("tokenize", "base_model")),
+    StageSpec("evaluate", 1, needs=("train", "curate", "base_model")),
+    StageSpec("export", 1, needs=("train", "curate", "base_model"), uses=("evaluate",)),
+)
+
+
+@dataclass(frozen=True)
+class PlannedStage:
+    """What will happen to one stage. `identity` is None while an input of it has not been made yet."""
+
+    spec: StageSpec
+    section: Section
+    status: Literal["cached", "resume", "run"]
+    identity: Identity | None
+    artifact: Artifact | None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Every stage of a recipe, in order."""
+
+    resolved: ResolvedRecipe
+    stages: tuple[PlannedStage, ...]
+
+    def as_json(self) -> list[dict[str, Any]]:
+        """For plan.json: stage, status and key (None where it is not known yet)."""
+        return [
+            {"stage": stage.spec.name, "status": stage.status, "key": stage.identity.key if stage.identity else None}
+            for stage in self.stages
+        ]
+
+
+def plan(resolved: ResolvedRecipe, store: Store) -> Plan:
+    """What executing the recipe would do. Reads files and manifests, changes nothing."""
+    made: dict[str, Artifact | None] = {}
+    planned: list[PlannedStage] = []
+    for spec, section in _wanted(resolved.recipe):
+        wanted = _inputs_of(spec, made)
+        identity = artifact = None
+        if all(made[name] is not None for name in wanted):
+            identity = _identity(spec, section, {name: made[name] for name in wanted}, resolved.folder)
+            artifact = _find(store, identity)
+        status: Literal["cached", "resume", "run"] = "run"
+        if artifact is not None:
+            status = "cached"
+        elif identity is not None and store.partial_dir(identity).is_dir():
+            status = "resume"
+        made[spec.name] = artifact
+        planned.append(PlannedStage(spec, section, status, identity, artifact))
+    return Plan(resolved, tuple(planned))
+
+
+def execute(resolved: ResolvedRecipe, store: Store, events: EventSink) -> Run:
+    """Run every stage that has no finished artifact yet; returns the run folder.
+
+    Raises what a stage raises, after recording it. Calling again continues where it stopped.
+    """
+    recipe = resolved.recipe
+    run = open_run(store, recipe.name, digest_json(recipe.model_dump(mode="json")))
+    write_atomic(run.path / "recipe.yaml", resolved.as_written.encode())
+    write_atomic(run.path / "recipe.resolved.yaml", resolved.as_yaml().encode())
+    log = JsonlSink(run.events_path)
+    sink = FanOut([log, events])
+    started = time.time()
+    try:
+        stages = list(_wanted(recipe))
+        run.update(status="running", stages=[spec.name for spec, _ in stages])
+        sink.emit(RunStarted(run=run.name, stages=tuple(spec.name for spec, _ in stages)))
+        made: dict[str, Artifact] = {}
+        for spec, section in stages:
+            given = {name: made[name] for name in _inputs_of(spec, made)}
+            made[spec.name] = _execute_stage(spec, section, given, resolved, store, sink)
+            run.link(spec.name, made[spec.name])
+        run.update(status="finished", finished=time.time())
+        sink.emit(RunFinished(seconds=time.time() - started))
+    except KeyboardInterrupt:
+        run.update(status="interrupted")
+        raise
+    except Exception:
+        run.update(status="failed")
+        raise
+    finally:
+        log.close()
+    return run
+
+
+def _execute_stage(
+    spec: StageSpec,
+    section: Section,
+    given: Mapping[str, Artifact],
+    resolved: ResolvedRecipe,
+    store: Store,
+    sink: EventSink,
+) -> Artifact:
+    stage_sink = StageSink(sink, spec.name)
+    try:
+        identity = _identity(spec, section, given, resolved.folder)
+        with store.lock(identity):
+            found = _find_or_set_aside(store, identity, stage_sink)
+            if found is not None:
+                stage_sink.emit(StageFinished(key=identity.key, counts=found.manifest.counts, seconds=0, cached=True))
+                return found
+            partial = store.partial_dir(identity)
+            stage_sink.emit(StageStarted(key=identity.key, resumed=partial.is_dir()))
+            partial.mkdir(parents=True, exist_ok=True)
+            started = time.monotonic()
+            files = {name: _locate(name, resolved.folder) for name in section.file_names()}
+            run_stage = importlib.import_module(spec.module).run
+            context = Context(events=stage_sink, runtime=resolved.recipe.runtime)
+            outcome = run_stage(section, Inputs(dict(given), files), partial, context)
+            seconds = time.monotonic() - started
+            artifact = store.commit(identity, outcome, seconds)
+            stage_sink.emit(StageFinished(key=identity.key, counts=outcome.counts, seconds=seconds))
+            return artifact
+    except TunesmithError as error:
+        stage_sink.emit(StageFailed(message=error.message, where=error.where, hint=error.hint))
+        raise
+    except (Exception, KeyboardInterrupt) as error:
+        stage_sink.emit(StageFailed(message=f"{type(error).__name__}: {error}"))
+        raise
+
+
+def _wanted(recipe: Recipe) -> Iterator[tuple[StageSpec, Section]]:
+    for spec in STAGES:
+        section = getattr(recipe, spec.name)
+        if section is not None:
+            yield spec, section
+
+
+def _inputs_of(spec: StageSpec, made: Mapping[str, Any]) -> tuple[str, ...]:
+    return (*spec.needs, *(name for name in spec.uses if name in made))
+
+
+def _identity(spec: StageSpec, section: Section, given: Mapping[str, Any], folder: Path) -> Identity:
+    inputs = {name: artifact.manifest.digest for name, artifact in given.items()}
+    for name in section.file_names():
+        inputs[f"file:{name}"] = _digest_path(_locate(name, folder))
+    return Identity(spec.name, spec.version, section.model_dump(mode="json"), inputs)
+
+
+def _find(store: Store, identity: Identity) -> Artifact | None:
+    try:
+        return store.find(identity)
+    except StoreError:
+        return None  # execute sets the damaged artifact aside and says so
+
+
+def _find_or_set_aside(store: Store, identity: Identity, sink: EventSink) -> Artifact | None:
+    try:
+        return store.find(identity)
+    except StoreError as error:
+        aside = store.set_aside(identity)
+        sink.emit(Note(level="warning", message=f"{error}; moved to {aside}, the stage runs again"))
+        return None
+
+
+def _locate(name: str, folder: Path) -> Path:
+    path = Path(name).expanduser()
+    path = path if path.is_absolute() else folder / path
+    if not path.exists():
+        near = sorted(entry.name for entry in path.parent.iterdir())[:8] if path.parent.is_dir() else []
+        raise RecipeError(
+            f"the recipe names a file that is not there: {name}",
+            where=str(path),
+            hint=f"files there: {', '.join(near)}" if near else "file names are relative to the recipe's folder",
+        )
+    return path
+
+
+def _digest_path(path: Path) -> str:
+    if path.is_file():
+        return digest_file(path)
+    files = sorted(entry for entry in path.rglob("*") if entry.is_file())
+    return digest_json([[entry.relative_to(path).as_posix(), digest_file(entry)] for entry in files])
