@@ -82,9 +82,7 @@ class Price:
 
     def cost(self, prompt_tokens: int, completion_tokens: int) -> float:
         """Cost of one request in US dollars."""
-        return (
-            prompt_tokens * self.input_usd_per_mtok + completion_tokens * self.output_usd_per_mtok
-        ) / 1_000_000
+        return (prompt_tokens * self.input_usd_per_mtok + completion_tokens * self.output_usd_per_mtok) / 1_000_000
 
 
 class Teacher(Protocol):

@@ -76,7 +76,7 @@ def _resolve(
 def _parse_yaml(text: str, path: Path) -> tuple[dict[str, Any], dict[Location, int]]:
     """The mapping, and the line of every key. A key given twice is an error: YAML would keep the last in silence."""
     try:
-        compose = cast("Callable[..., Any]", yaml.compose)
+        compose = cast("Callable[..., Any]", yaml.compose)  # pyright: ignore[reportUnknownMemberType]
         node = compose(text, Loader=yaml.SafeLoader)
         data = yaml.safe_load(text)
     except yaml.YAMLError as error:
