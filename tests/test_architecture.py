@@ -24,7 +24,19 @@ FLOORS = {
     "cli": 7,
 }
 ISOLATED_FLOOR = 3
-TORCH_FREE = ("types", "protocols", "errors", "hashing", "registry", "recipe", "resolve", "events", "store", "pipeline", "cli")
+TORCH_FREE = (
+    "types",
+    "protocols",
+    "errors",
+    "hashing",
+    "registry",
+    "recipe",
+    "resolve",
+    "events",
+    "store",
+    "pipeline",
+    "cli",
+)
 MODULES = sorted(SOURCE.rglob("*.py"))
 
 
@@ -40,7 +52,9 @@ def imports_of(path: Path) -> list[tuple[str, int]]:
             found += [(alias.name, node.lineno) for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module:
             assert node.level == 0, f"{path}:{node.lineno}: relative import"
-            names = [f"{node.module}.{alias.name}" for alias in node.names] if node.module == "tunesmith" else [node.module]
+            names = (
+                [f"{node.module}.{alias.name}" for alias in node.names] if node.module == "tunesmith" else [node.module]
+            )
             found += [(name, node.lineno) for name in names]
     return found
 
@@ -103,9 +117,13 @@ def test_no_function_below_the_recipe_has_a_second_default_for_its_parameters() 
                 continue
             positional = node.args.posonlyargs + node.args.args
             with_default = positional[len(positional) - len(node.args.defaults) :]
-            with_default += [a for a, d in zip(node.args.kwonlyargs, node.args.kw_defaults, strict=True) if d is not None]
+            with_default += [
+                a for a, d in zip(node.args.kwonlyargs, node.args.kw_defaults, strict=True) if d is not None
+            ]
             wrong += [
-                f"{path.relative_to(SOURCE)}:{node.lineno} {node.name}({a.arg}=...)" for a in with_default if a.arg in fields
+                f"{path.relative_to(SOURCE)}:{node.lineno} {node.name}({a.arg}=...)"
+                for a in with_default
+                if a.arg in fields
             ]
     assert wrong == []
 

@@ -126,7 +126,10 @@ def test_a_failed_stage_is_recorded_and_continued_in_its_partial_folder(
     events = read_events(run.events_path)
     failure = next(event for event in events if isinstance(event, StageFailed))
     assert (failure.stage, failure.where, failure.hint) == ("curate", "a.jsonl:3", "mend it")
-    assert [event.resumed for event in events if isinstance(event, StageStarted) and event.stage == "curate"] == [False, True]
+    assert [event.resumed for event in events if isinstance(event, StageStarted) and event.stage == "curate"] == [
+        False,
+        True,
+    ]
     assert run.info["status"] == "finished"
 
 

@@ -41,7 +41,9 @@ def test_scientific_notation_without_a_dot_is_a_number(tmp_path: Path) -> None:
 
 
 def test_an_override_creates_the_section_it_needs(tmp_path: Path) -> None:
-    recipe = load_recipe(write(tmp_path, GOOD), ["generate.teacher.kind=local", "generate.teacher.model=smollm2-135m"]).recipe
+    recipe = load_recipe(
+        write(tmp_path, GOOD), ["generate.teacher.kind=local", "generate.teacher.model=smollm2-135m"]
+    ).recipe
     assert recipe.generate is not None
     assert recipe.generate.teacher.model == "smollm2-135m"
 
@@ -54,15 +56,30 @@ BAD = [
     ("unknown key", "train:\n  lora_rnk: 8\n", "recipe.train.lora_rnk", "did you mean `lora_rank`?"),
     ("synonym", "train:\n  lora_r: 8\n", "recipe.train.lora_r", "this is called train.lora_rank"),
     ("synonym at the top", "cutoff_len: 512\n", "recipe.cutoff_len", "this is called tokenize.max_length"),
-    ("key of another section", "tokenize:\n  num_epochs: 3\n", "recipe.tokenize.num_epochs", "belongs to the section `train`"),
+    (
+        "key of another section",
+        "tokenize:\n  num_epochs: 3\n",
+        "recipe.tokenize.num_epochs",
+        "belongs to the section `train`",
+    ),
     ("out of bounds", "train:\n  lora_rank: 0\n", "greater than or equal to 1, found 0", "Rank of the added"),
     ("wrong type", "train:\n  num_epochs: many\n", "recipe.train.num_epochs", "Passes over the data"),
     ("neither number nor auto", "train:\n  learning_rate: fast\n", "or 'auto'", "Peak learning rate"),
     ("line is named", "curate:\n  blacklist: []\n  min_prompt_word: 2\n", "recipe.yaml:7", "min_prompt_words"),
     ("wrong choice", "train:\n  method: qlora\n", "'lora' or 'full'", "lora = train small"),
     ("infinite fraction", "ingest2: 1\n", "recipe.ingest2", "did you mean `ingest`?"),
-    ("key in the recipe", "generate:\n  teacher:\n    api_key: sk-1\n", "recipe.generate.teacher.api_key", "NAME of an environment"),
-    ("script without scripted", "generate:\n  teacher:\n    script: a.jsonl\n", "recipe.generate.teacher", "go together"),
+    (
+        "key in the recipe",
+        "generate:\n  teacher:\n    api_key: sk-1\n",
+        "recipe.generate.teacher.api_key",
+        "NAME of an environment",
+    ),
+    (
+        "script without scripted",
+        "generate:\n  teacher:\n    script: a.jsonl\n",
+        "recipe.generate.teacher",
+        "go together",
+    ),
 ]
 
 
@@ -82,7 +99,12 @@ WHOLE = [
     ("bad name", GOOD.replace("desk", "a/b"), "match pattern", "recipe.name"),
     ("nothing to learn from", "name: a\nbase_model: m\n", "nothing to learn from", "ingest.files"),
     ("double key", GOOD + "name: other\n", "stands twice, first in line 1", "recipe.yaml:5"),
-    ("distil without a task", GOOD + "generate:\n  generator: distill\n  teacher: {kind: local}\n", "ingest.task", "missing"),
+    (
+        "distil without a task",
+        GOOD + "generate:\n  generator: distill\n  teacher: {kind: local}\n",
+        "ingest.task",
+        "missing",
+    ),
 ]
 
 
@@ -118,4 +140,6 @@ def test_a_malformed_override_is_explained(tmp_path: Path, override: str) -> Non
 
 def test_a_mapping_is_checked_the_same_way(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="lora_rank"):
-        resolve_mapping({"name": "a", "base_model": "m", "ingest": {"files": ["x"]}, "train": {"lora_rank": -1}}, folder=tmp_path)
+        resolve_mapping(
+            {"name": "a", "base_model": "m", "ingest": {"files": ["x"]}, "train": {"lora_rank": -1}}, folder=tmp_path
+        )

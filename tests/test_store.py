@@ -148,7 +148,9 @@ def test_a_root_that_cannot_be_made_is_explained(tmp_path: Path) -> None:
     assert "--root" in str(caught.value.hint)
 
 
-def test_a_full_disk_names_path_and_size_and_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_names_path_and_size_and_leaves_the_old_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "run.json"
     write_atomic(path, b"old")
 

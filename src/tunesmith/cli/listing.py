@@ -58,7 +58,8 @@ def show_reference(section: str | None, *, schema: bool) -> None:
         known = [name for name, model in sections.items() if model]
         close = nearest(section, known)
         raise RecipeError(
-            f"there is no section {section!r}", hint=f"did you mean {close!r}?" if close else f"sections: {', '.join(known)}"
+            f"there is no section {section!r}",
+            hint=f"did you mean {close!r}?" if close else f"sections: {', '.join(known)}",
         )
     for name, model in sections.items():
         if section in (None, name):

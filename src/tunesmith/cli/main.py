@@ -48,7 +48,9 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def _options(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
 ) -> None:
     """Options of the command itself."""
 
@@ -88,7 +90,9 @@ def show(
 
 @app.command(epilog="Examples: `tunesmith models` · `tunesmith models --fetch qwen2.5-coder-1.5b`")
 def models(
-    fetch: Annotated[str | None, typer.Option(metavar="NAME", help="Fetch a model now instead of at first use.")] = None,
+    fetch: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Fetch a model now instead of at first use.")
+    ] = None,
 ) -> None:
     """List the models at hand, with size and licence."""
     from tunesmith.cli.listing import list_models

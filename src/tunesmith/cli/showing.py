@@ -55,7 +55,9 @@ def _show_runs(console: Console, root: Path) -> None:
 
 def _show_run(console: Console, run: Run) -> None:
     info = run.info
-    console.print(f"[bold]{escape(run.name)}[/]  {info.get('status')}  [dim]{escape(str(run.path))}[/]", highlight=False)
+    console.print(
+        f"[bold]{escape(run.name)}[/]  {info.get('status')}  [dim]{escape(str(run.path))}[/]", highlight=False
+    )
     table = Table(box=None, header_style="bold")
     for column in ("stage", "took", "counts", "digest"):
         table.add_column(column, overflow="fold")
@@ -150,7 +152,9 @@ def _find_row(curated: Artifact, tokenized: Artifact | None, reference: str) -> 
         if reference in (conversation.id, conversation.metadata.get("row_id")):
             return conversation, split
     raise StoreError(
-        f"there is no sample {reference!r}", where=str(curated.path), hint=f"{len(rows)} rows: a number, or an id as in train.jsonl"
+        f"there is no sample {reference!r}",
+        where=str(curated.path),
+        hint=f"{len(rows)} rows: a number, or an id as in train.jsonl",
     )
 
 
@@ -193,9 +197,13 @@ def _show_tokens(console: Console, run: Run, tokenized: Artifact, row_id: str) -
     rows: list[dict[str, Any]] = [json.loads(line) for line in _lines(tokenized.file("rows.jsonl"))]
     index = next((i for i, row in enumerate(rows) if row["id"] == row_id), None)
     if index is None:
-        raise StoreError("this row was dropped before training", where=row_id, hint="see dropped.jsonl of the tokenize stage")
+        raise StoreError(
+            "this row was dropped before training", where=row_id, hint="see dropped.jsonl of the tokenize stage"
+        )
     sample = load_samples(tokenized)[index]
     console.print(tokens_in_colour(sample, load_tokenizer(base_model_path(base))))
     console.print(
-        f"{len(sample.input_ids)} tokens, {sum(sample.loss_mask)} of them trained on (coloured)", style="dim", highlight=False
+        f"{len(sample.input_ids)} tokens, {sum(sample.loss_mask)} of them trained on (coloured)",
+        style="dim",
+        highlight=False,
     )

@@ -6,7 +6,15 @@ import time
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
 
 from tunesmith import events as e
 
@@ -92,7 +100,9 @@ class TerminalSink:
         if now - self._last_line < PLAIN_LINE_SECONDS:
             return
         self._last_line = now
-        self._console.print(f"    {label} {self._plain_position(label, event, now)}  {detail}".rstrip(), highlight=False, markup=False)
+        self._console.print(
+            f"    {label} {self._plain_position(label, event, now)}  {detail}".rstrip(), highlight=False, markup=False
+        )
 
     def _plain_position(self, label: str, event: e.Progress, now: float) -> str:
         if not event.total:
