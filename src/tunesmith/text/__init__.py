@@ -1,0 +1,1 @@
+"""Text on disk and text compared with text: JSONL records, ROUGE-L."""
