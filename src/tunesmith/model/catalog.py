@@ -20,7 +20,7 @@ from tunesmith.errors import ModelError, nearest
 from tunesmith.events import Note, NullSink
 from tunesmith.hashing import digest_json
 from tunesmith.model import cache, folder, hub, packages
-from tunesmith.model.gguf import convert_gguf, read_gguf_metadata
+from tunesmith.model.gguf import convert_gguf, convert_gguf_tokenizer, read_gguf_metadata
 from tunesmith.protocols import EventSink
 from tunesmith.store import write_atomic
 from tunesmith.types import Artifact
@@ -50,13 +50,25 @@ class FetchedModel:
 
 
 @dataclass(frozen=True)
+class ServedModel:
+    """What an engine and a renderer need: the GGUF file, and a folder with its tokenizer, template and stop ids."""
+
+    gguf: Path
+    tokenizer_dir: Path
+    name: str
+    weights_digest: str
+    licence: str
+    context_length: int
+
+
+@dataclass(frozen=True)
 class ModelListing:
     """One line of `tunesmith models`."""
 
     name: str
     purpose: str
-    num_parameters: int | None
-    download_bytes: int | None
+    num_parameters: int
+    download_bytes: int  # for a model fetched before: bytes on disk
     licence: str
     source: str
     at_hand: bool
@@ -121,16 +133,22 @@ def fetch_model(name: str, *, revision: str | None = None, events: EventSink) ->
     raise _unknown(name)
 
 
-def fetch_gguf(name: str, *, revision: str | None = None, events: EventSink) -> Path | None:
-    """The GGUF file of a model, without making it trainable; None where the model has only safetensors (the caller
-    may convert those). For teachers and servers."""
+def fetch_gguf(name: str, *, revision: str | None = None, events: EventSink) -> ServedModel | None:
+    """A model as an engine and a renderer need it, without making it trainable; None where the model has only
+    safetensors (the caller may convert those). For teachers and servers."""
     if name in built_in_models():
-        return _registry_gguf(built_in_models()[name], events)
+        model = built_in_models()[name]
+        return _with_tokenizer(name, _registry_gguf(model, events), model.folder_name, model.licence, events)
     path = Path(name).expanduser()
     if path.suffix == ".gguf":
-        read_gguf_metadata(_existing(path))
-        return path.absolute()
-    return fetch_model(name, revision=revision, events=events).gguf
+        path = _existing(path).absolute()
+        licence = str(read_gguf_metadata(path).get("general.license") or "not stated")
+        return _with_tokenizer(name, path, _folder_name(path), licence, events)
+    fetched = fetch_model(name, revision=revision, events=events)
+    if fetched.gguf is None:
+        return None
+    digest = cache.digest_large_file(fetched.gguf)
+    return ServedModel(fetched.gguf, fetched.path, name, digest, fetched.licence, fetched.context_length)
 
 
 def base_model_path(artifact: Artifact) -> Path:
@@ -169,14 +187,11 @@ def list_models() -> list[ModelListing]:
         )
         for model in built_in_models().values()
     ]
-    for _, record in records:
+    for entry, record in records:
         if record and record["name"] not in built_in_models():
-            listings.append(
-                ModelListing(
-                    record["name"], "fetched before", record["num_parameters"], None, record["licence"],
-                    record["source"], True,
-                )
-            )  # fmt: skip
+            parameters, size = record["num_parameters"], cache.size_of(entry)
+            facts = (parameters, size, record["licence"], record["source"], True)
+            listings.append(ModelListing(record["name"], "fetched before", *facts))
     return listings
 
 
@@ -226,11 +241,28 @@ def _registry_gguf(model: BuiltIn, events: EventSink) -> Path:
 def _fetch_gguf_file(path: Path, events: EventSink) -> FetchedModel:
     path = _existing(path).absolute()
     metadata = read_gguf_metadata(path)
-    folder_name = f"{_plain(path.stem)}-{cache.digest_large_file(path)[:8]}"
     licence = str(metadata.get("general.license") or "not stated")
     needed = 2 * int(metadata["num_parameters"])
-    fetched = _convert(path, folder_name, needed, events, name=str(path), licence=licence, source="gguf")
+    fetched = _convert(path, _folder_name(path), needed, events, name=str(path), licence=licence, source="gguf")
     return replace(fetched, name=str(path), gguf=path)
+
+
+def _with_tokenizer(name: str, gguf: Path, folder_name: str, licence: str, events: EventSink) -> ServedModel:
+    """A GGUF file with its tokenizer as a transformers folder, rebuilt once."""
+    context_length = int(read_gguf_metadata(gguf)["context_length"])
+    digest = cache.digest_large_file(gguf)
+    whole = cache.cache_dir() / "models" / folder_name
+    if _read_record(whole):
+        return ServedModel(gguf, whole, name, digest, licence, context_length)
+    final = cache.make_dir("tokenizers") / folder_name
+    with cache.lock(f"{folder_name}.tokenizer", events):
+        if not final.is_dir():
+            with cache.partial_dir(f"{folder_name}.tokenizer") as work_dir:
+                made = work_dir / "folder"
+                made.mkdir(exist_ok=True)
+                convert_gguf_tokenizer(gguf, made)
+                cache.place(made, final)
+    return ServedModel(gguf, final, name, digest, licence, context_length)
 
 
 def _convert(
@@ -333,6 +365,10 @@ def _existing(path: Path) -> Path:
     if not path.is_file():
         raise ModelError("there is no such .gguf file", where=str(path))
     return path
+
+
+def _folder_name(gguf: Path) -> str:
+    return f"{_plain(gguf.stem)}-{cache.digest_large_file(gguf)[:8]}"
 
 
 def _gguf_path(folder_name: str) -> Path:

@@ -20,7 +20,7 @@ ARCHITECTURES = ("llama", "qwen2")  # those whose conversion is tested here
 
 
 def read_gguf_metadata(path: Path) -> dict[str, Any]:
-    """Key -> value of a GGUF file; token and merge lists are left out. ModelError where the file is damaged."""
+    """Key -> value of a GGUF file, without token and merge lists; with `num_parameters` and `context_length` added. ModelError where the file is damaged."""
     from gguf import GGUFReader
 
     with path.open("rb") as stream:
@@ -33,6 +33,7 @@ def read_gguf_metadata(path: Path) -> dict[str, Any]:
             for name, field in reader.fields.items()
             if not name.startswith(("tokenizer.ggml.tokens", "tokenizer.ggml.merges", "tokenizer.ggml.scores"))
         }
+        values["context_length"] = values.get(f"{values.get('general.architecture')}.context_length", 0)
         values["num_parameters"] = sum(int(tensor.n_elements) for tensor in reader.tensors)
     except (ValueError, IndexError, OverflowError, MemoryError, KeyError, OSError) as error:
         raise ModelError(f"the GGUF file is damaged: {error}", where=str(path), hint="fetch it again") from error
@@ -55,34 +56,46 @@ def convert_gguf(path: Path, out_dir: Path) -> None:
             where=str(path),
             hint=f"convertible: {', '.join(ARCHITECTURES)}; else name the model's hub id or transformers folder",
         )
-    pre_tokenizer = metadata.get("tokenizer.ggml.pre", "default")
-    if metadata.get("tokenizer.ggml.model") != "gpt2" or (
-        pre_tokenizer not in PRE_TOKENIZERS and pre_tokenizer not in TRANSFORMERS_KNOWS
-    ):
+    convert_gguf_tokenizer(path, out_dir)
+    with _quietly("turning a GGUF file into a trainable model"):
+        import torch
+        from transformers import AutoModelForCausalLM, GgufConfig
+
+        AutoModelForCausalLM.from_pretrained(
+            path.parent,
+            gguf_file=path.name,
+            local_files_only=True,
+            dtype=torch.bfloat16,
+            quantization_config=GgufConfig(dequantize=True),
+        ).save_pretrained(out_dir)
+    for file in out_dir.glob("*.safetensors"):
+        file.chmod(0o644)  # they are written readable by their owner alone
+    config_path = out_dir / "config.json"
+    config = json.loads(config_path.read_bytes())
+    for key in ("_name_or_path", "_model_name_or_path", "quantization_config", "unk_token_id"):
+        config.pop(key, None)  # describes the conversion, not the model
+    _write_json(config_path, config)
+    _write_generation_config(out_dir, metadata)
+
+
+def convert_gguf_tokenizer(path: Path, out_dir: Path) -> None:
+    """Write the tokenizer, chat template and generation config of a GGUF file, as a transformers folder has them; no
+    weights. ModelError for a tokenizer that cannot be rebuilt exactly."""
+    metadata = read_gguf_metadata(path)
+    kind, pre_tokenizer = metadata.get("tokenizer.ggml.model"), metadata.get("tokenizer.ggml.pre", "default")
+    if kind != "gpt2" or (pre_tokenizer not in PRE_TOKENIZERS and pre_tokenizer not in TRANSFORMERS_KNOWS):
         raise ModelError(
-            f"the tokenizer ({metadata.get('tokenizer.ggml.model')}, {pre_tokenizer}) cannot be rebuilt exactly",
+            f"the tokenizer ({kind}, {pre_tokenizer}) cannot be rebuilt exactly",
             where=str(path),
             hint="name the model's hub id or transformers folder instead",
         )
-    try:
-        import torch
-        from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
-    except ImportError as error:
-        raise MissingExtra(
-            error.name or "transformers", "train", "turning a GGUF file into a trainable model"
-        ) from error
-    with quiet_transformers(), redirect_stderr(io.StringIO()):  # its reader draws a bar that has no switch
-        source: dict[str, Any] = {"gguf_file": path.name, "local_files_only": True}
-        tokenizer = AutoTokenizer.from_pretrained(path.parent, **source)
-        model = AutoModelForCausalLM.from_pretrained(
-            path.parent, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True), **source
-        )
-        model.save_pretrained(out_dir)
+    with _quietly("reading a GGUF file's tokenizer"):
+        from transformers import AutoTokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name, local_files_only=True)
         tokenizer.save_pretrained(out_dir)
-    for file in out_dir.iterdir():
-        file.chmod(0o644)  # safetensors are written readable by their owner alone
-    _mend_config(out_dir, metadata)
-    _mend_tokenizer(out_dir, pre_tokenizer, int(metadata[f"{architecture}.context_length"]))
+    _mend_tokenizer(out_dir, pre_tokenizer, int(metadata["context_length"]))
+    _write_generation_config(out_dir, metadata)
 
 
 @contextmanager
@@ -101,13 +114,18 @@ def quiet_transformers() -> Generator[None]:
             library_logging.enable_progress_bar()
 
 
-def _mend_config(out_dir: Path, metadata: dict[str, Any]) -> None:
-    """Drop what only describes the conversion, and say which ids end an answer."""
-    config_path = out_dir / "config.json"
-    config = json.loads(config_path.read_bytes())
-    for key in ("_name_or_path", "_model_name_or_path", "quantization_config", "unk_token_id"):
-        config.pop(key, None)
-    _write_json(config_path, config)
+@contextmanager
+def _quietly(purpose: str) -> Generator[None]:
+    """quiet_transformers, and no progress bar of its GGUF reader, which has no switch. MissingExtra without it."""
+    try:
+        with quiet_transformers(), redirect_stderr(io.StringIO()):
+            yield
+    except ImportError as error:
+        raise MissingExtra(error.name or "transformers", "train", purpose) from error
+
+
+def _write_generation_config(out_dir: Path, metadata: dict[str, Any]) -> None:
+    """Which ids end an answer, in the form transformers reads."""
     prefix = "tokenizer.ggml."
     stops = [metadata.get(f"{prefix}{name}_token_id") for name in ("eos", "eot", "eom")]
     generation = {
