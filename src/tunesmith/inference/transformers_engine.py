@@ -1,0 +1,298 @@
+"""Answers many prompts with a transformers model, offline, with exact weights; and measures the loss of given answers.
+
+Owns the decoding loop. Knows no chat template, no recipe and no metric.
+
+Each prompt goes through the model alone (after the part all prompts share, which goes through once); then up to
+`batch_size` rows decode side by side, and a row that has ended makes room for the next prompt at once. A row's answer
+does not depend on its neighbours beyond rounding, and on a CPU not even there (see kv_slots.py), so an evaluation that
+was killed and resumed ends in the same answers.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from transformers.cache_utils import DynamicCache
+
+from tunesmith.errors import EngineError
+from tunesmith.inference.drawing import Draw
+from tunesmith.inference.kv_slots import ROW_MULTIPLE, Layers, SlotCache, StepMask, layers_of, round_up, seeded
+from tunesmith.protocols import Prompt
+from tunesmith.types import Completion, FinishReason, Rendered, SamplingParams, Usage
+
+_CHUNK_TOKENS = 512
+"""Tokens of one sequence that go through the model at once: bounds the memory of long rows."""
+
+
+@dataclass
+class _Row:
+    """A request that is being answered."""
+
+    index: int
+    prompt: Prompt
+    draw: Draw
+    limit: int  # tokens it may make, a stop token included
+    length: int = 0  # places of its slot that are filled
+    num_made: int = 0
+    ids: list[int] = field(default_factory=list)  # what it made, without the stop token
+
+    def complete(self, text: str, reason: FinishReason) -> Completion:
+        usage = Usage(prompt_tokens=len(self.prompt.input_ids), completion_tokens=self.num_made)
+        return Completion(text=text, finish_reason=reason, usage=usage, token_ids=self.ids)
+
+
+@dataclass(frozen=True)
+class TokenLoss:
+    """Summed cross-entropy of the supervised tokens of one sequence, in nats, and how many there are."""
+
+    total: float
+    num_tokens: int
+
+
+class TransformersEngine:
+    """A BatchEngine on a model that is already loaded. It neither changes the model nor owns it.
+
+    decode: token ids to text. batch_size: rows that decode side by side. shared_prefix: ids that prompts start with
+    (a system prompt); they go through the model once instead of once per prompt.
+    """
+
+    def __init__(
+        self, model: Any, *, decode: Callable[[Sequence[int]], str], batch_size: int, shared_prefix: Sequence[int] = ()
+    ) -> None:
+        _check_attention(model)
+        self._model = model
+        self._decode = decode
+        self._batch_size = batch_size
+        self._context_length = _context_length(model)
+        self._mask = StepMask(model.config, model.dtype)
+        self._prefix = _Prefix(model, shared_prefix)
+
+    @torch.inference_mode()
+    def generate(
+        self,
+        prompts: Sequence[Prompt],
+        sampling: SamplingParams,
+        on_done: Callable[[int, Completion], None] | None = None,
+    ) -> list[Completion]:
+        """Answers in the order of the prompts; on_done(index, answer) as each one ends.
+
+        An answer ends at a stop id or stop string ("stop"; neither is part of the text) or at max_tokens or the end of
+        the model's context ("length"). A prompt that leaves no room is answered by "error". Raises EngineError where
+        a request asks for what this engine cannot do, or where the model computes NaN.
+        """
+        if sampling.json_schema is not None:
+            raise EngineError(
+                "the transformers engine cannot hold an answer to a JSON schema",
+                where="json_schema",
+                hint="leave it out here; the served model can do it",
+            )
+        done: dict[int, Completion] = {}
+
+        def finish(index: int, completion: Completion) -> None:
+            done[index] = completion
+            if on_done is not None:
+                on_done(index, completion)
+
+        waiting: deque[_Row] = deque()
+        for index in sorted(range(len(prompts)), key=lambda i: (len(prompts[i].input_ids), i)):
+            prompt = prompts[index]
+            refusal = self._refusal(prompt)
+            if refusal is None:
+                limit = min(sampling.max_tokens, self._context_length - len(prompt.input_ids))
+                waiting.append(_Row(index, prompt, Draw(sampling, prompt.input_ids), limit))
+            else:
+                finish(index, Completion(text="", finish_reason="error", error=refusal))
+        self._run(waiting, sampling, finish)
+        return [done[index] for index in range(len(prompts))]
+
+    def close(self) -> None:
+        """Forget the shared prefix. The model belongs to the caller."""
+        self._prefix = _Prefix(self._model, ())
+
+    def _run(self, waiting: deque[_Row], sampling: SamplingParams, finish: Callable[[int, Completion], None]) -> None:
+        running: list[_Row] = []  # row i lives in slot i
+        slots: SlotCache | None = None
+        while waiting or running:
+            while waiting and len(running) < self._batch_size:
+                row = waiting.popleft()
+                layers, logits = self._prefix.extend(row.prompt.input_ids)
+                slots = slots or SlotCache(layers, self._batch_size)
+                slots.fill(len(running), layers)
+                row.length = len(row.prompt.input_ids)
+                completion = self._take(row, _pick(logits, [row], sampling)[0], sampling)
+                if completion is None:
+                    running.append(row)
+                else:
+                    finish(row.index, completion)
+            if not running or slots is None:
+                continue
+            tokens = _pick(self._step(running, slots), running, sampling)
+            # From the last slot down, so that a row moved into a freed slot has had its token already.
+            for slot in range(len(running) - 1, -1, -1):
+                completion = self._take(running[slot], tokens[slot], sampling)
+                if completion is None:
+                    continue
+                finish(running[slot].index, completion)
+                last = running.pop()
+                if slot < len(running):
+                    running[slot] = last
+                    slots.move(len(running), slot)
+
+    def _step(self, running: list[_Row], slots: SlotCache) -> torch.Tensor:
+        """Logits (R, V) after the last token of every running row."""
+        # Rows that only fill up the shape write to place 0 of slots that are not in use.
+        spare = [0] * (round_up(len(running), ROW_MULTIPLE) - len(running))
+        device = self._model.device
+        last = torch.tensor([row.ids[-1] for row in running] + spare, device=device)  # (R,)
+        positions = torch.tensor([row.length for row in running] + spare, device=device)  # (R,)
+        width = slots.prepare(positions)
+        logits = self._model(
+            input_ids=last[:, None],
+            attention_mask=self._mask.build(positions, width),
+            position_ids=positions[:, None],
+            past_key_values=slots,
+            use_cache=True,
+        ).logits
+        for row in running:
+            row.length += 1
+        return logits[: len(running), -1]
+
+    def _take(self, row: _Row, token: int, sampling: SamplingParams) -> Completion | None:
+        """Give a row its next token; the answer where it ends with that, None while it goes on."""
+        row.num_made += 1
+        if token in row.prompt.stop_ids:
+            return row.complete(self._decode(row.ids), "stop")
+        row.ids.append(token)
+        if sampling.stop:
+            text = self._decode(row.ids)
+            places = [place for stop in sampling.stop if stop and (place := text.find(stop)) >= 0]
+            if places:
+                return row.complete(text[: min(places)], "stop")
+        if row.num_made >= row.limit:
+            return row.complete(self._decode(row.ids), "length")
+        return None
+
+    def _refusal(self, prompt: Prompt) -> str | None:
+        if not prompt.input_ids:
+            return "the prompt is empty"
+        if len(prompt.input_ids) >= self._context_length:
+            return (
+                f"the prompt has {len(prompt.input_ids)} tokens and the model's context {self._context_length}: "
+                "there is no room for an answer"
+            )
+        return None
+
+
+@torch.inference_mode()
+def sequence_loss(
+    model: Any,
+    rows: Sequence[Rendered],
+    *,
+    shared_prefix: Sequence[int] = (),
+    on_done: Callable[[int, TokenLoss], None] | None = None,
+) -> list[TokenLoss]:
+    """Loss of each row's supervised tokens, in the order of the rows; on_done(index, loss) as each one is measured.
+
+    Each row goes through alone, so its value does not depend on the others. Only the rows of the output head that
+    predict a supervised token are computed, and their log-sum-exp in fp32.
+    """
+    _check_attention(model)
+    prefix = _Prefix(model, shared_prefix)
+    losses: list[TokenLoss] = []
+    for index, row in enumerate(rows):
+        losses.append(prefix.loss(row))
+        if on_done is not None:
+            on_done(index, losses[-1])
+    return losses
+
+
+class _Prefix:
+    """Runs single sequences through the model, and the ids that many of them start with only once."""
+
+    def __init__(self, model: Any, ids: Sequence[int]) -> None:
+        self._model = model
+        self._ids = tuple(ids)
+        self._layers: Layers | None = None
+
+    def extend(self, ids: Sequence[int]) -> tuple[Layers, torch.Tensor]:
+        """Keys and values of the whole sequence, and the logits (1, V) after its last token."""
+        cache, start = self._start(ids, len(ids) - 1)
+        return self._forward(cache, ids, start)
+
+    def loss(self, row: Rendered) -> TokenLoss:
+        """Cross-entropy of the tokens under the loss mask. The first token has nothing before it, so never counts."""
+        targets = [place for place in range(1, len(row.input_ids)) if row.loss_mask[place]]
+        if not targets:
+            return TokenLoss(0.0, 0)
+        cache, start = self._start(row.input_ids, targets[0] - 1)
+        total = 0.0
+        end = targets[-1]  # the last target is predicted, never read
+        while start < end:
+            stop = min(start + _CHUNK_TOKENS, end)
+            wanted = [place for place in targets if start < place <= stop]
+            output = self._model(
+                input_ids=torch.tensor([row.input_ids[start:stop]], device=self._model.device),
+                position_ids=torch.arange(start, stop, device=self._model.device)[None],
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=torch.tensor([place - 1 - start for place in wanted] or [0], device=self._model.device),
+            )
+            if wanted:
+                labels = torch.tensor([row.input_ids[place] for place in wanted], device=self._model.device)
+                logits = output.logits[0].float()  # (number of wanted, V)
+                total += torch.nn.functional.cross_entropy(logits, labels, reduction="sum").item()
+            start = stop
+        return TokenLoss(total, len(targets))
+
+    def _start(self, ids: Sequence[int], longest: int) -> tuple[DynamicCache, int]:
+        """A cache to continue from and the number of ids in it, at most `longest`."""
+        length = len(self._ids)
+        if not length or length > longest or tuple(ids[:length]) != self._ids:
+            return DynamicCache(), 0
+        if self._layers is None:
+            self._layers, _ = self._forward(DynamicCache(), self._ids, 0)
+        return seeded(self._layers), length
+
+    def _forward(self, cache: DynamicCache, ids: Sequence[int], start: int) -> tuple[Layers, torch.Tensor]:
+        logits = torch.empty(0)
+        for first in range(start, len(ids), _CHUNK_TOKENS):
+            piece = ids[first : first + _CHUNK_TOKENS]
+            logits = self._model(
+                input_ids=torch.tensor([piece], device=self._model.device),
+                position_ids=torch.arange(first, first + len(piece), device=self._model.device)[None],
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=1,
+            ).logits
+        return layers_of(cache), logits[0]
+
+
+def _pick(logits: torch.Tensor, rows: Sequence[_Row], sampling: SamplingParams) -> list[int]:
+    """The next token of each row, for logits (R, V)."""
+    best = logits.max(dim=-1)
+    if not bool(torch.isfinite(best.values).all()):
+        raise EngineError(
+            "the model computes logits that are not finite",
+            hint="its weights are damaged, or the precision is too low: try `--set runtime.precision=fp32`",
+        )
+    if not (sampling.temperature or sampling.frequency_penalty or sampling.presence_penalty):
+        return best.indices.tolist()
+    return [row.draw.next(values.float()) for row, values in zip(rows, logits, strict=True)]
+
+
+def _check_attention(model: Any) -> None:
+    kind = getattr(model.config, "_attn_implementation", None)
+    if kind not in ("sdpa", "eager"):
+        raise EngineError(
+            f"the model was loaded with attention {kind!r}, and this engine needs 'sdpa' or 'eager'",
+            hint="load it with attn_implementation='sdpa'",
+        )
+
+
+def _context_length(model: Any) -> int:
+    length = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+    return int(length) if length else 1 << 62  # a model without a table of positions has no end
