@@ -104,6 +104,7 @@ class Usage(Record):
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    estimated: bool = False  # counted by us because the endpoint did not say; then an upper bound
 
 
 class Completion(Record):

@@ -1,0 +1,79 @@
+"""A teacher in this process: any ServingEngine behind the Teacher protocol. Owns the translation and nothing else;
+which engine, which model and which chat template is the caller's business."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from contextlib import aclosing
+
+from tunesmith.errors import EngineError
+from tunesmith.protocols import Price, Prompt, ServingEngine
+from tunesmith.types import Completion, FinishReason, Message, TeacherRequest, Usage
+
+BuildPrompt = Callable[[Sequence[Message]], Prompt]
+
+
+class LocalTeacher:
+    """Answers with an engine. The engine is started with the first request and stopped by `aclose`.
+
+    `name` becomes part of the identity, so it should name the weights and not only the model.
+    """
+
+    def __init__(self, engine: ServingEngine, build_prompt: BuildPrompt, *, name: str, price: Price) -> None:
+        self.identity = f"local:{name}"
+        self.price = price
+        self.concurrency = engine.num_slots
+        self._engine = engine
+        self._build_prompt = build_prompt
+        self._start = asyncio.Lock()
+        self._started = False
+
+    async def complete(self, request: TeacherRequest) -> Completion:
+        """One answer. An answer longer than the context that the prompt leaves free ends with finish_reason "length".
+        Raises EngineError where the engine cannot start or has died; a refused request is an error completion."""
+        await self._ensure_started()
+        prompt = self._build_prompt(request.messages)
+        room = self._engine.context_length - len(prompt.input_ids)
+        if room < 1:
+            return _failed(
+                f"the prompt has {len(prompt.input_ids)} tokens and the teacher's context {self._engine.context_length}; "
+                "raise `teacher.context_length` or show fewer examples"
+            )
+        sampling = request.sampling.model_copy(update={"max_tokens": min(request.sampling.max_tokens, room)})
+        pieces: list[str] = []
+        reason: FinishReason = "stop"
+        usage = Usage()
+        try:
+            async with aclosing(self._engine.stream(prompt, sampling)) as chunks:  # pyright: ignore[reportArgumentType]
+                async for chunk in chunks:
+                    pieces.append(chunk.text)
+                    if chunk.finish_reason is not None:
+                        reason = "length" if chunk.finish_reason == "length" else "stop"
+                        usage = Usage(prompt_tokens=chunk.prompt_tokens, completion_tokens=chunk.completion_tokens)
+        except EngineError as error:
+            if not await self._engine.healthy():
+                raise
+            return _failed(str(error))
+        cost = self.price.cost(usage.prompt_tokens, usage.completion_tokens)
+        return Completion(text="".join(pieces), finish_reason=reason, usage=usage, cost_usd=cost)
+
+    def count_prompt_tokens(self, request: TeacherRequest) -> int:
+        """Exact."""
+        return len(self._build_prompt(request.messages).input_ids)
+
+    async def aclose(self) -> None:
+        async with self._start:
+            if self._started:
+                self._started = False
+                await self._engine.stop()
+
+    async def _ensure_started(self) -> None:
+        async with self._start:
+            if not self._started:
+                await self._engine.start()
+                self._started = True
+
+
+def _failed(message: str) -> Completion:
+    return Completion(text="", finish_reason="error", error=message)
