@@ -144,7 +144,7 @@ def test_a_run_is_found_by_name_by_recipe_by_folder_and_as_the_latest(tmp_path: 
 def test_a_root_that_cannot_be_made_is_explained(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StoreError, match="run folder") as caught:
-        Store(tmp_path / "file" / "runs")
+        Store(tmp_path / "file" / "runs").create()
     assert "--root" in str(caught.value.hint)
 
 

@@ -113,6 +113,7 @@ def execute(resolved: ResolvedRecipe, store: Store, events: EventSink) -> Run:
     Raises what a stage raises, after recording it. Calling again continues where it stopped.
     """
     recipe = resolved.recipe
+    store.create()
     run = open_run(store, recipe.name, digest_json(recipe.model_dump(mode="json")))
     write_atomic(run.path / "recipe.yaml", resolved.as_written.encode())
     write_atomic(run.path / "recipe.resolved.yaml", resolved.as_yaml().encode())

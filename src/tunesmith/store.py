@@ -61,12 +61,17 @@ class Store:
 
     def __init__(self, root: Path) -> None:
         self.root = root
+
+    def create(self) -> None:
+        """Make the folders. StoreError where that cannot be."""
         try:
             for name in ("artifacts", "partial", "locks"):
-                (root / name).mkdir(parents=True, exist_ok=True)
+                (self.root / name).mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise StoreError(
-                f"cannot make the run folder: {error.strerror}", where=str(root), hint="choose another with --root"
+                f"cannot make the run folder: {error.strerror}",
+                where=str(self.root),
+                hint="choose another with --root",
             ) from error
 
     def artifact_dir(self, identity: Identity) -> Path:

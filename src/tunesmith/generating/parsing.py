@@ -131,7 +131,7 @@ def _broken(piece: str, at_end: bool, error: str) -> Broken:
 
 def _blocks(body: str, cut: bool) -> Iterator[Row | Broken]:
     labels = list(_LABEL.finditer(body))
-    ends = [label.start() for label in labels[1:]] + [len(body)]
+    ends = [label.start() for label in labels[1:]] + [len(body)] * bool(labels)
     pieces = [
         (_side(label["name"]), body[label.end() : end].strip(" \t\n#*-`"), body[label.start() : end].strip())
         for label, end in zip(labels, ends, strict=True)
