@@ -17,6 +17,7 @@ def identity(**section: object) -> Identity:
 
 
 def commit(store: Store, who: Identity, files: dict[str, str], **facts: object) -> Artifact:
+    store.create()
     partial = store.partial_dir(who)
     for name, text in files.items():
         (partial / name).parent.mkdir(parents=True, exist_ok=True)
@@ -90,13 +91,15 @@ def test_an_unfinished_folder_is_no_artifact(tmp_path: Path) -> None:
 
 
 def _hold(root: Path, ready: object, release: object) -> None:
-    with Store(root).lock(identity(a=1)):
+    store = Store(root)
+    with store.lock(identity(a=1)):
         ready.set()  # type: ignore[attr-defined]
         release.wait(20)  # type: ignore[attr-defined]
 
 
 def test_two_processes_cannot_work_on_one_key(tmp_path: Path) -> None:
     store = Store(tmp_path)
+    store.create()
     spawn = multiprocessing.get_context("spawn")
     ready, release = spawn.Event(), spawn.Event()
     holder = spawn.Process(target=_hold, args=(tmp_path, ready, release))
@@ -117,6 +120,7 @@ def test_two_processes_cannot_work_on_one_key(tmp_path: Path) -> None:
 
 def test_an_unfinished_run_of_the_same_recipe_is_continued_and_a_finished_one_is_not(tmp_path: Path) -> None:
     store = Store(tmp_path)
+    store.create()
     first = open_run(store, "desk", "d1")
     assert open_run(store, "desk", "d1").name == first.name == "desk-001"
     assert open_run(store, "desk", "d2").name == "desk-002"
@@ -128,6 +132,7 @@ def test_an_unfinished_run_of_the_same_recipe_is_continued_and_a_finished_one_is
 
 def test_a_run_is_found_by_name_by_recipe_by_folder_and_as_the_latest(tmp_path: Path) -> None:
     store = Store(tmp_path)
+    store.create()
     run = open_run(store, "desk", "d1")
     artifact = commit(store, identity(a=1), {"rows": "a"})
     run.link("ingest", artifact)

@@ -16,6 +16,7 @@ from tunesmith.model.catalog import built_in_models
 from tunesmith.pipeline import Plan, plan
 from tunesmith.resolve import ResolvedRecipe, load_recipe
 from tunesmith.store import Store, default_root
+from tunesmith.teachers.prices import resolve_price
 from tunesmith.training.estimate import estimate_training
 
 BYTES_PER_TOKEN = 4.0
@@ -86,9 +87,8 @@ def _expect(stage: str, resolved: ResolvedRecipe, size: Size) -> str:
     recipe = resolved.recipe
     if stage == "generate" and recipe.generate is not None:
         seeds = size.num_rows
-        guess = estimate_generation(
-            recipe.generate, num_seeds=seeds, mean_seed_tokens=size.num_tokens / seeds if seeds else None
-        )
+        price = resolve_price(recipe.generate.teacher, where="recipe.generate.teacher")
+        guess = estimate_generation(recipe.generate, seeds, size.num_tokens / seeds if seeds else 0, price)
         tokens = guess["prompt_tokens"] + guess["completion_tokens"]
         cap = f", cap ${recipe.generate.budget_usd:,.2f}" if recipe.generate.budget_usd is not None else ""
         return f"{guess['requests']:,} requests, {tokens:,} tokens, about ${guess['usd']:,.2f}{cap}"
