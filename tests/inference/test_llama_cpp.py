@@ -152,7 +152,7 @@ def test_a_whole_header_without_a_model_says_what_llama_cpp_said(tmp_path: Path)
 
 @pytest.fixture(scope="module")
 def engine(smollm2: Any) -> Iterator[LlamaCppEngine]:
-    with LlamaCppEngine(smollm2.gguf, context_length=1000, num_slots=2, num_threads=2) as loaded:
+    with LlamaCppEngine(smollm2.gguf, context_length=1000, num_slots=2, num_threads=1) as loaded:
         yield loaded
 
 
