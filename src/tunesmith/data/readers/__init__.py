@@ -1,0 +1,7 @@
+"""Readers of example files, one small module per shape of rows. The shape is recognised by looking at the rows."""
+
+from __future__ import annotations
+
+from tunesmith.data.readers.read import READERS, read_examples
+
+__all__ = ["READERS", "read_examples"]

@@ -1,0 +1,28 @@
+"""OpenAI chat rows: a list `messages` of role and content; tool calls are kept, text parts joined line by line."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from tunesmith.data.readers.fields import Fields, system_first
+from tunesmith.data.readers.shape import Reading, Shape
+from tunesmith.data.readers.turns import parse_turn
+from tunesmith.types import Message
+
+
+def _readings(row: Mapping[str, Any]) -> list[Reading]:
+    return [Reading("messages", lambda fields: [_dialogue(fields)])] if "messages" in row else []
+
+
+def _dialogue(fields: Fields) -> list[Message]:
+    turns = [parse_turn(turn, number) for number, turn in enumerate(fields.take_list("messages"), start=1)]
+    return [*system_first(fields), *turns]
+
+
+READER = Shape(
+    name="openai_messages",
+    fields="messages (a list of role and content)",
+    names=("messages",),
+    readings=_readings,
+)

@@ -1,0 +1,50 @@
+"""Rows of a question and its answer under any of their usual names; without an answer, a prompt alone.
+
+A prompt alone is kept as a conversation without a reply: a teacher can answer it, curate excludes it as "no_reply".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from tunesmith.data.readers.fields import Fields, system_first
+from tunesmith.data.readers.shape import Reading, Shape
+from tunesmith.types import Message
+
+_PROMPTS = ("question", "prompt", "query", "input")
+_REPLIES = ("answer", "response", "completion", "output", "target", "std_answer", "reply")
+# Rows of another form: alpaca, conversations, and pairs of a better and a worse answer.
+_OTHERS = ("instruction", "instances", "messages", "conversations", "conversation", "chosen", "rejected")
+
+
+def _readings(row: Mapping[str, Any]) -> list[Reading]:
+    prompts = [name for name in _PROMPTS if name in row]
+    if not prompts or any(name in row for name in _OTHERS):
+        return []
+    replies = [name for name in _REPLIES if name in row]
+    if not replies:
+        return [Reading(name, lambda f, name=name: [_prompt(f, name)], has_reply=False) for name in prompts]
+    return [
+        Reading(f"{prompt} -> {reply}", lambda f, p=prompt, r=reply: [_pair(f, p, r)])
+        for prompt in prompts
+        for reply in replies
+    ]
+
+
+def _pair(fields: Fields, prompt_name: str, reply_name: str) -> list[Message]:
+    prompt = _prompt(fields, prompt_name)
+    return [*prompt, Message(role="assistant", content=fields.take_text(reply_name, empty_reason="empty_reply"))]
+
+
+def _prompt(fields: Fields, name: str) -> list[Message]:
+    prompt = fields.take_text(name, empty_reason="empty_prompt")
+    return [*system_first(fields), Message(role="user", content=prompt)]
+
+
+READER = Shape(
+    name="question_response",
+    fields="question and answer (or prompt and completion, prompt and response, input and output)",
+    names=(*_PROMPTS, *_REPLIES),
+    readings=_readings,
+)

@@ -1,0 +1,222 @@
+"""Which shape the rows of a file have, found by looking at the first ones; then each row as conversations, or the reason
+why it has none.
+
+A shape says in which ways a row may be read (`Reading`); the file's first rows decide which of them is usual there.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from tunesmith.data.readers.containers import Row, cut_raw, read_rows
+from tunesmith.data.readers.fields import BadRow, Fields, check_turns, found, kind_of
+from tunesmith.errors import DataError
+from tunesmith.types import Conversation, Excluded, Message, Split
+
+_NUM_ROWS_LOOKED_AT = 50
+_SPLITS: dict[str, Split] = {"train": "train", "test": "test", "validation": "test"}
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One way to read a row. `parse` returns the conversations in it, one list of messages each."""
+
+    label: str  # "question -> answer"
+    parse: Callable[[Fields], list[list[Message]]]
+    has_reply: bool = True
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A known form of rows (protocol Reader: call it with a path to read a file of this form alone).
+
+    `readings` looks at the names of a row's fields only, so that a wrong value stays a bad row of this shape.
+    """
+
+    name: str
+    fields: str  # for people: "instruction, input (optional), output"
+    names: tuple[str, ...]  # field names that belong to this shape, for finding the nearest one
+    readings: Callable[[Mapping[str, Any]], list[Reading]]
+
+    def __call__(self, path: Path) -> Iterator[Conversation | Excluded]:
+        return read_file(path, [self])
+
+
+def read_file(path: Path, shapes: Sequence[Shape]) -> Iterator[Conversation | Excluded]:
+    """Every example of a file whose rows have one of these shapes. DataError where none fits or two do."""
+    rows = read_rows(path)
+    first = list(islice(rows, _NUM_ROWS_LOOKED_AT))
+    shape, reading = _recognise(first, shapes, path.name)
+    for row in chain(first, rows):
+        if isinstance(row, Excluded):
+            yield row
+        else:
+            yield from _convert(row, shape, reading)
+
+
+def _recognise(first: Sequence[Row | Excluded], shapes: Sequence[Shape], name: str) -> tuple[Shape, Reading]:
+    """The shape that fits most rows, and the reading of most of those. DataError where none fits or two do."""
+    rows = [row for row in first if isinstance(row, Row) and isinstance(row.value, dict)]
+    if not rows:
+        raise _no_object(first, shapes, name)
+    fitting = Counter({shape.name: sum(bool(shape.readings(row.value)) for row in rows) for shape in shapes})
+    (best, count), *others = [*fitting.most_common(2), ("", 0)]
+    if not count:
+        raise _no_shape(rows, shapes)
+    by_name = {shape.name: shape for shape in shapes}
+    shape = by_name[best]
+    if others[0][1] == count:
+        tied = [by_name[best], by_name[others[0][0]]]
+        row = next(row for row in rows if any(each.readings(row.value) for each in tied))
+        readings = [reading for each in tied for r in rows for reading in each.readings(r.value)[:1]]
+        raise _two_readings(row, list({r.label: r for r in readings}.values()), [each.name for each in tied])
+    # Rows without a reply are read as such only where no row has one.
+    readings = [(row, shape.readings(row.value)) for row in rows]
+    unclear = [(row, several) for row, several in readings if len(several) > 1]
+    if 2 * len(unclear) >= count:
+        raise _two_readings(unclear[0][0], unclear[0][1], [shape.name])
+    labels = Counter(r.label for _, several in readings if len(several) == 1 for r in several)
+    known = {r.label: r for _, several in readings for r in several}
+    label = max(labels, key=lambda each: (known[each].has_reply, labels[each]))
+    return shape, known[label]
+
+
+def _two_readings(row: Row, readings: Sequence[Reading], names: Sequence[str]) -> DataError:
+    shown = "; or ".join(f"as {reading.label}: {_preview(row.value, reading)}" for reading in readings[:2])
+    return DataError(
+        f"the rows can be read in two ways ({' and '.join(names)}): {shown}",
+        where=row.where,
+        hint="remove or rename the fields that do not belong to the example, or split the file",
+    )
+
+
+def _preview(row: Mapping[str, Any], reading: Reading) -> str:
+    names = [name for name in reading.label.split(" -> ") if name in row]
+    return ", ".join(f"{name} = {str(row[name])[:40]!r}" for name in names) or found(row)
+
+
+def _no_object(first: Sequence[Row | Excluded], shapes: Sequence[Shape], name: str) -> DataError:
+    if not first:
+        return DataError("the file has a header but no row", where=name, hint="expected at least one example")
+    bad = first[0]
+    if isinstance(bad, Excluded):
+        problem = f"none of the first {len(first)} rows can be read: {bad.detail}"
+        return DataError(problem, where=bad.where, hint=_known(shapes))
+    return DataError(f"the rows are {kind_of(bad.value)} each, expected objects", where=bad.where, hint=_known(shapes))
+
+
+def _no_shape(rows: Sequence[Row], shapes: Sequence[Shape]) -> DataError:
+    row: dict[str, Any] = rows[0].value
+    return DataError(
+        f"no known form of example has the fields: {found(row)}", where=rows[0].where, hint=_suggestion(row, shapes)
+    )
+
+
+def _suggestion(row: Mapping[str, Any], shapes: Sequence[Shape]) -> str:
+    lists = [name for name, value in row.items() if isinstance(value, list) and value and isinstance(value[0], dict)]
+    if lists:
+        return f"{lists[0]!r} holds a list of rows: save that list alone. {_known(shapes)}"
+    if {"chosen", "rejected"} <= row.keys():
+        return f"chosen and rejected are preference pairs, not examples. {_known(shapes)}"
+    near = [
+        (difflib.SequenceMatcher(a=str(field).strip().lower(), b=name).ratio(), str(field), name, shape)
+        for field in row
+        for shape in shapes
+        for name in shape.names
+    ]
+    ratio, field, name, shape = max(near, key=lambda each: each[0], default=(0.0, "", "", shapes[0]))
+    if ratio >= 0.7:
+        return f"did you mean {name!r} for {field!r}? Nearest form: {shape.fields}"
+    return _known(shapes)
+
+
+def _known(shapes: Sequence[Shape]) -> str:
+    return "known forms: " + "; ".join(shape.fields for shape in shapes)
+
+
+def _convert(row: Row, shape: Shape, usual: Reading) -> Iterator[Conversation | Excluded]:
+    """The conversations of one row, or the reason why it has none. `usual` is how the file's rows are read."""
+    try:
+        if not isinstance(row.value, dict):
+            raise BadRow("wrong_type", None, f"the row is {kind_of(row.value)}, expected an object with {shape.fields}")
+        reading = _reading_of(row.value, shape, usual)
+        fields = Fields(row.value)
+        common = _take_common(fields)
+        turns = reading.parse(fields)
+        for messages in turns:
+            check_turns(messages)
+        metadata = {**_json_values(fields.rest()), **common.pop("metadata")}
+        conversations = [Conversation(messages=m, source=row.where, metadata=dict(metadata), **common) for m in turns]
+    except BadRow as bad:
+        yield Excluded(reason=bad.reason, detail=bad.detail, where=row.where, field=bad.field, raw=cut_raw(row.value))
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(map(str, first["loc"])) or None
+        yield Excluded(reason="wrong_type", detail=first["msg"], where=row.where, field=field, raw=cut_raw(row.value))
+    else:
+        # Several examples of one task are one origin: a split must not cut them apart.
+        for conversation in conversations:
+            if not common["origin"]:
+                conversation.origin = conversations[0].id
+            yield conversation
+
+
+def _reading_of(row: Mapping[str, Any], shape: Shape, usual: Reading) -> Reading:
+    readings = shape.readings(row)
+    if not readings:
+        missing = next((name for name in shape.names if name in usual.label.split(" -> ") and name not in row), None)
+        raise BadRow("missing_field", missing, f"expected {shape.fields}; the row has: {found(row)}")
+    if len(readings) > 1:
+        same = [reading for reading in readings if reading.label == usual.label]
+        if not same:
+            labels = " or ".join(reading.label for reading in readings)
+            raise BadRow("ambiguous", None, f"the row can be read in two ways: {labels}")
+        return same[0]
+    if usual.has_reply and not readings[0].has_reply:
+        reply = usual.label.split(" -> ")[-1]
+        raise BadRow("missing_field", reply, f"the row has no field {reply!r}; it has: {found(row)}")
+    return readings[0]
+
+
+def _take_common(fields: Fields) -> dict[str, Any]:
+    """The fields every shape may have: id, split, origin (or group), licence (or license), metadata."""
+    metadata = fields.take("metadata") or {}
+    if isinstance(metadata, str):
+        metadata = {"metadata": metadata}
+    if not isinstance(metadata, dict):
+        raise BadRow("wrong_type", "metadata", f"field 'metadata' is {kind_of(metadata)}, expected an object")
+    row_id = fields.take("id")
+    if row_id not in (None, ""):
+        metadata = {**metadata, "row_id": row_id}
+    split = fields.take_optional_text("split").strip().lower()
+    if split and split not in _SPLITS:
+        raise BadRow("bad_value", "split", f"field 'split' is {split!r}, expected train, test or validation")
+    origin = _label(fields, "origin") or _label(fields, "group")
+    licence = fields.take_optional_text("licence") or fields.take_optional_text("license")
+    return {
+        "metadata": _json_values(metadata),
+        "split": _SPLITS.get(split),
+        "origin": origin,
+        "licence": licence or None,
+    }
+
+
+def _label(fields: Fields, name: str) -> str:
+    value = fields.take(name)
+    if value is None or isinstance(value, str | int):
+        return "" if value is None else str(value)
+    raise BadRow("wrong_type", name, f"field {name!r} is {kind_of(value)}, expected text or a number")
+
+
+def _json_values(values: Mapping[str, Any]) -> dict[str, Any]:
+    # Parquet has dates, decimals and bytes; metadata is for people and travels as JSON.
+    return json.loads(json.dumps(dict(values), default=str))
