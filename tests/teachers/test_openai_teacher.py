@@ -10,8 +10,8 @@ from email.utils import format_datetime
 from typing import Any
 
 import pytest
-from fake_openai import FakeOpenAI, Fault, say, serve
 
+from teachers.fake_openai import FakeOpenAI, Fault, say, serve
 from tunesmith.errors import TeacherError
 from tunesmith.protocols import Price
 from tunesmith.teachers.budget import Budget, current_reservation

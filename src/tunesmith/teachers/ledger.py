@@ -190,6 +190,7 @@ class LedgerClient:
         """`where` is the recipe path of the section with the limits ("recipe.generate"), for messages."""
         self.identity = teacher.identity
         self.stopped: BudgetExceeded | None = None  # the hard stop that was met, None = none
+        self._out_of_money = False
         self._teacher = teacher
         self._ledger = ledger
         self._budget = Budget(budget_usd, where=f"{where}.budget_usd", spent_usd=ledger.spent_usd)
@@ -228,6 +229,7 @@ class LedgerClient:
         if call is None:
             self._check_number(key)
             call = asyncio.create_task(self._call(key, request))
+            call.add_done_callback(lambda ended: ended.cancelled() or ended.exception())  # an asker may have left
             self._calls[key] = call
         return await asyncio.shield(call)
 
@@ -249,8 +251,13 @@ class LedgerClient:
                 hint="raise it, or look at the rejected rows: most answers may be of no use",
             )
         if self.stopped is not None:
-            raise self.stopped
+            raise self._stop()
         self._known.add(key)
+
+    def _stop(self) -> BudgetExceeded:
+        """The hard stop again. A new exception each time: one object would collect every traceback."""
+        assert self.stopped is not None
+        return BudgetExceeded(self.stopped.message, where=self.stopped.where, hint=self.stopped.hint)
 
     async def _call(self, key: str, request: TeacherRequest) -> Completion:
         try:
@@ -261,13 +268,13 @@ class LedgerClient:
 
     async def _pay(self, key: str, request: TeacherRequest) -> Completion:
         worst = self._teacher.price.cost(self._teacher.count_prompt_tokens(request), request.sampling.max_tokens)
-        if self.stopped is not None:
-            raise self.stopped
+        if self._out_of_money:
+            raise self._stop()
         try:
             reservation = await self._budget.reserve(worst)
         except BudgetExceeded as error:
-            self.stopped = self.stopped or error
-            raise self.stopped from None
+            self.stopped, self._out_of_money = error, True
+            raise
         reservation.on_extend = lambda usd: self._ledger.sent(key, usd)
         current_reservation.set(reservation)
         cost = reservation.usd  # a cancelled request may have been billed
