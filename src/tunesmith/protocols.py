@@ -55,7 +55,7 @@ class Reader(Protocol):
 class Filter(Protocol):
     """Answers None to keep a row, or (reason, detail for people) to exclude it."""
 
-    def __call__(self, conversation: Conversation) -> tuple[str, str] | None: ...
+    def __call__(self, conversation: Conversation, /) -> tuple[str, str] | None: ...
 
 
 class NoveltyIndex(Protocol):
