@@ -81,7 +81,7 @@ def _json_lines(path: Path) -> Iterator[Row | Excluded]:
             continue
         where = f"{path.name}:{number}"
         try:
-            yield Row(where, json.loads(line, parse_constant=_refuse_constant))
+            yield Row(where, json.loads(line.rstrip("\r\n"), parse_constant=_refuse_constant))
         except RecursionError:
             yield Excluded(reason="invalid_json", detail="nested too deeply", where=where, raw=cut_raw(line))
         except ValueError as error:
@@ -204,5 +204,5 @@ def _refuse_constant(name: str) -> Any:
 
 def _problem(error: ValueError) -> str:
     if isinstance(error, json.JSONDecodeError):
-        return f"{error.msg} at column {error.colno}"
+        return f"{error.msg.removesuffix(' at')} at column {error.colno}"
     return str(error)

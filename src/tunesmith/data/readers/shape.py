@@ -20,6 +20,7 @@ from pydantic import ValidationError
 from tunesmith.data.readers.containers import Row, cut_raw, read_rows
 from tunesmith.data.readers.fields import BadRow, Fields, check_turns, found, kind_of
 from tunesmith.errors import DataError
+from tunesmith.text.jsonl import dump_record
 from tunesmith.types import Conversation, Excluded, Message, Split
 
 _NUM_ROWS_LOOKED_AT = 50
@@ -156,8 +157,14 @@ def _convert(row: Row, shape: Shape, usual: Reading) -> Iterator[Conversation | 
             check_turns(messages)
         metadata = {**_json_values(fields.rest()), **common.pop("metadata")}
         conversations = [Conversation(messages=m, source=row.where, metadata=dict(metadata), **common) for m in turns]
+        for conversation in conversations:
+            dump_record(
+                conversation
+            )  # what cannot be written later (half a surrogate pair) is found here, with its row
     except BadRow as bad:
         yield Excluded(reason=bad.reason, detail=bad.detail, where=row.where, field=bad.field, raw=cut_raw(row.value))
+    except DataError as error:
+        yield Excluded(reason="wrong_type", detail=error.message, where=row.where, raw=cut_raw(row.value))
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(map(str, first["loc"])) or None
