@@ -69,11 +69,20 @@ class Written:
     """A text to encode. Positions count characters of `text`.
 
     plain: ranges, in order and disjoint, in which control strings are ordinary text. cuts: positions no token crosses.
+    Raises DataError for text that is no Unicode (half a surrogate pair).
     """
 
     text: str
     plain: Sequence[tuple[int, int]] = ()
     cuts: Sequence[int] = ()
+
+    def __post_init__(self) -> None:
+        if self.text.isascii():
+            return
+        if _HALF_CHARACTER.search(self.text):
+            raise DataError("the text holds half of a surrogate pair, which is no character", hint="repair the row")
+        if _MARK in self.text:
+            raise DataError(f"the text holds the reserved string {_MARK!r}", hint="remove it from the row")
 
 
 @dataclass(frozen=True)
@@ -121,13 +130,11 @@ class TextEncoder:
         return self._control[text][0]
 
     def encode(self, written: Written) -> Encoded:
-        """Ids and offsets of one text. Raises DataError for text that is no Unicode (a lone surrogate)."""
+        """Ids and offsets of one text."""
         return self.encode_batch([written])[0]
 
     def encode_batch(self, batch: Sequence[Written]) -> list[Encoded]:
         """encode() of each, side by side on all cores."""
-        for written in batch:
-            _check_text(written.text)
         if self.cuts_are_clean:
             encoded = self._encode([(written, written.cuts) for written in batch])
         else:
@@ -218,15 +225,6 @@ class _Aliased:
 def control_pattern(control: Iterable[str]) -> re.Pattern[str]:
     """Matches any of the strings, the longest first; nothing where there are none."""
     return re.compile("|".join(map(re.escape, sorted(control, key=len, reverse=True))) or r"(?!)")
-
-
-def _check_text(text: str) -> None:
-    if text.isascii():
-        return
-    if _HALF_CHARACTER.search(text):
-        raise DataError("the text holds half of a surrogate pair, which is no character", hint="repair the row")
-    if _MARK in text:
-        raise DataError(f"the text holds the reserved string {_MARK!r}", hint="remove it from the row")
 
 
 def _crossed(encoded: Encoded, cuts: Sequence[int]) -> list[int]:

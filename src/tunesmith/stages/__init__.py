@@ -1,0 +1,1 @@
+"""One module per stage: wiring between crafts, nothing else. Named by string in the pipeline table."""
