@@ -76,7 +76,6 @@ def blacklist(section: Curate, _task: Task) -> Filter | None:
     phrases = [" ".join(phrase.split()) for phrase in section.blacklist if phrase.strip()]
     if not phrases:
         return None
-    # A phrase that begins or ends in a letter must begin or end a word there, but not in unspaced scripts.
     pattern = re.compile("|".join(_phrase_pattern(phrase) for phrase in phrases), re.IGNORECASE)
 
     def judge(row: Conversation) -> Verdict:
@@ -155,13 +154,12 @@ class Novelty:
         self._rows.append(row)
 
 
+# Letters of scripts that put spaces between words. Above U+0E00 words are not set apart, or, as in Korean, carry endings.
+_SPACED_LETTER = r"[^\W\u0e00-\U0010ffff]"
+
+
 def _phrase_pattern(phrase: str) -> str:
     body = r"\s+".join(map(re.escape, phrase.split()))
-    before = r"(?<!\w)" if _is_spaced_letter(phrase[0]) else ""
-    after = r"(?!\w)" if _is_spaced_letter(phrase[-1]) else ""
+    before = f"(?<!{_SPACED_LETTER})" if re.match(_SPACED_LETTER, phrase[0]) else ""
+    after = f"(?!{_SPACED_LETTER})" if re.match(_SPACED_LETTER, phrase[-1]) else ""
     return before + body + after
-
-
-def _is_spaced_letter(character: str) -> bool:
-    # Below U+0E00 every script puts spaces between words; so does Hangul.
-    return character.isalnum() and (character < "\u0e00" or "\uac00" <= character <= "\ud7a3")

@@ -42,8 +42,8 @@ def decide_splits(conversations: Sequence[Conversation], fraction: float, rng_se
 
 
 def straddling(conversations: Iterable[Conversation]) -> set[str]:
-    """Origins that have rows in both splits (their author marked them so)."""
+    """Origins that have test rows and others too (their author marked them so)."""
     splits: dict[str, set[str | None]] = {}
     for row in conversations:
         splits.setdefault(row.origin, set()).add(row.split)
-    return {origin for origin, found in splits.items() if len(found) > 1}
+    return {origin for origin, found in splits.items() if "test" in found and len(found) > 1}

@@ -64,21 +64,24 @@ def _task(section: Ingest, inputs: Inputs) -> Task:
 def _read(section: Ingest, inputs: Inputs, events: EventSink) -> tuple[list[Conversation], list[Excluded]]:
     rows: list[Conversation] = []
     rejects: list[Excluded] = []
+    twice = next((name for name in section.files if name in section.test_files), None)
+    if twice is not None:
+        raise DataError(
+            f"{twice} is named as examples and as held-out examples",
+            where="recipe.ingest.test_files",
+            hint="name it once",
+        )
     for name in (*section.files, *section.test_files):
         for example in read_examples(inputs.files[name]):
             if isinstance(example, Excluded):
                 rejects.append(example)
             else:
                 example.licence = example.licence or section.licence
+                if name in section.test_files:
+                    example.split = "test"
                 rows.append(example)
             if (len(rows) + len(rejects)) % _ROWS_PER_EVENT == 0:
                 _progress(rows, rejects, events)
-        if name in section.files and name in section.test_files:
-            raise DataError(
-                f"{name} is named as examples and as held-out examples",
-                where="recipe.ingest.test_files",
-                hint="name it once",
-            )
     _progress(rows, rejects, events)
     return rows, rejects
 
