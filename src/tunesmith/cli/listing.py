@@ -132,7 +132,7 @@ def run_doctor() -> None:
     if importlib.util.find_spec("torch"):
         import torch
 
-        from tunesmith.model.catalog import cache_dir
+        from tunesmith.model.cache import cache_dir
 
         gpu = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "none"
         table.add_row("gpu", gpu)

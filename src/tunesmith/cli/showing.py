@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -187,23 +186,18 @@ def _show_answers(console: Console, run: Run, conversation: Conversation) -> Non
 
 def _show_tokens(console: Console, run: Run, tokenized: Artifact, row_id: str) -> None:
     from tunesmith.chat.tokenizer import load_tokenizer
-    from tunesmith.chat.view import tokens_in_colour
+    from tunesmith.chat.view import tokens_in_colour, tokens_in_plain
     from tunesmith.model.catalog import base_model_path
-    from tunesmith.stages.tokenize import load_samples
+    from tunesmith.stages.tokenize import load_sample
 
     base = run.artifact("base_model")
     if base is None:
         raise StoreError("the run has no base model yet", where=run.name)
-    rows: list[dict[str, Any]] = [json.loads(line) for line in _lines(tokenized.file("rows.jsonl"))]
-    index = next((i for i, row in enumerate(rows) if row["id"] == row_id), None)
-    if index is None:
-        raise StoreError(
-            "this row was dropped before training", where=row_id, hint="see dropped.jsonl of the tokenize stage"
-        )
-    sample = load_samples(tokenized)[index]
-    console.print(tokens_in_colour(sample, load_tokenizer(base_model_path(base))))
-    console.print(
-        f"{len(sample.input_ids)} tokens, {sum(sample.loss_mask)} of them trained on (coloured)",
-        style="dim",
-        highlight=False,
-    )
+    sample = load_sample(tokenized, row_id)
+    tokenizer = load_tokenizer(base_model_path(base))
+    if console.is_terminal:
+        console.print(tokens_in_colour(sample, tokenizer, boundaries=True))
+    else:
+        print(tokens_in_plain(sample, tokenizer))
+    trained = sum(sample.loss_mask)
+    console.print(f"{len(sample.input_ids)} tokens, {trained} of them targets", style="dim", highlight=False)
