@@ -49,7 +49,11 @@ async def test_answers_come_in_the_order_of_the_requests_with_many_in_flight() -
 
 async def test_no_request_is_begun_that_could_turn_out_to_be_needless() -> None:
     client, kept = Client(), list[int]()
-    async for _ in answers_in_order(client, requests(50), lambda in_flight: in_flight * 5 < 23 - len(kept)):
+
+    def needed(in_flight: int) -> bool:
+        return in_flight * 5 < 23 - len(kept)
+
+    async for _ in answers_in_order(client, requests(50), needed):
         kept += [0, 0]
     assert len(kept) >= 23
     assert len(client.begun) == 12
