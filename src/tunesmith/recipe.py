@@ -178,7 +178,7 @@ class Curate(Section):
     """Words or phrases that exclude a row, whole words, case ignored."""
 
     max_similarity: float = Field(default=0.7, ge=0, le=1)
-    """A generated row, or a training row beside a test row, above this ROUGE-L F1 is excluded; 1 = off."""
+    """A training row whose prompt is above this ROUGE-L F1 with a test row or an earlier row is excluded; 1 = off."""
 
     check_schema: bool = True
     """Exclude rows whose reply breaks `ingest.output_schema`."""

@@ -123,6 +123,25 @@ def test_a_big_list_is_never_whole_in_memory(tmp_path: Path, monkeypatch: pytest
     assert longest < 3 * (1 << 12) < path.stat().st_size
 
 
+def test_objects_over_several_lines_may_hold_objects_on_one_line(tmp_path: Path):
+    task = '{\n"instruction": "i",\n"instances": [\n{"input": "", "output": "o"}\n]\n}\n'
+    (tmp_path / "a.json").write_text(task * 3)
+    examples = list(read_examples(tmp_path / "a.json"))
+    assert [example.source for example in examples if isinstance(example, Conversation)] == [
+        "a.json#1",
+        "a.json#2",
+        "a.json#3",
+    ]
+
+
+def test_a_bad_first_line_does_not_change_how_lines_are_read(tmp_path: Path):
+    for bad in ("{'question': 'q'}", '{"question": "q", "answ', "{"):
+        (tmp_path / "a.jsonl").write_text(bad + "\n" + CONTENTS["lines.jsonl"])
+        first, *rest = read_examples(tmp_path / "a.jsonl")
+        assert isinstance(first, Excluded) and first.reason == "invalid_json"
+        assert len(rest) == 5 and all(isinstance(example, Conversation) for example in rest)
+
+
 def test_a_folder_is_read_file_by_file_and_says_what_it_passed_over(tmp_path: Path):
     (tmp_path / "sub").mkdir()
     (tmp_path / "b.jsonl").write_text(CONTENTS["lines.jsonl"])

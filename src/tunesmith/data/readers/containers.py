@@ -43,10 +43,7 @@ def container_of(path: Path) -> Callable[[Path], Iterator[Row | Excluded]]:
     if text.startswith("["):
         return _json_list
     if text.startswith("{"):
-        lines = text.splitlines()
-        first = lines[:20] if len(lines) == 1 else lines[:-1][:20]  # the head may cut the last line
-        on_one_line = len(lines) == 1 or any(_is_object(line) for line in first)
-        return _json_lines if on_one_line else _json_objects
+        return _json_objects if _spans_lines(text) else _json_lines
     if path.name.removesuffix(".gz").endswith((".jsonl", ".ndjson")):
         return _json_lines
     if sniff_delimiter(text) is not None:
@@ -68,11 +65,14 @@ def cut_raw(value: Any) -> Any:
     return value if len(text) <= RAW_CHARACTERS else text[:RAW_CHARACTERS]
 
 
-def _is_object(line: str) -> bool:
+def _spans_lines(text: str) -> bool:
+    """Whether the object at the start goes on over the next line, rather than being a row of its own (maybe a bad one)."""
+    first, *others = [line.strip() for line in text.splitlines() if line.strip()][:2]
     try:
-        return isinstance(json.loads(line), dict)
+        json.loads(first)
     except (ValueError, RecursionError):
-        return False
+        return bool(others) and not others[0].startswith("{")
+    return False
 
 
 def _json_lines(path: Path) -> Iterator[Row | Excluded]:

@@ -226,4 +226,4 @@ def _label(fields: Fields, name: str) -> str:
 
 def _json_values(values: Mapping[str, Any]) -> dict[str, Any]:
     # Parquet has dates, decimals and bytes; metadata is for people and travels as JSON.
-    return json.loads(json.dumps(dict(values), default=str))
+    return json.loads(json.dumps(dict(values), default=str)) if values else {}
