@@ -10,6 +10,7 @@ import time
 import zlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Literal
 
 from pydantic import ValidationError
 
@@ -29,7 +30,7 @@ class LedgerLine(Record):
     no answer any more (`lost`: the process died with it in flight, or it was refused, then usd is 0)."""
 
     key: str
-    event: str = "answer"  # "answer" | "sent" | "lost"
+    event: Literal["answer", "sent", "lost"] = "answer"
     request: TeacherRequest | None = None
     completion: Completion | None = None
     usd: float | None = None
