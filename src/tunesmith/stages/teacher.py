@@ -25,10 +25,10 @@ def open_teacher(
     from tunesmith.chat.renderer import Renderer  # torch and llama.cpp only where a local teacher is wanted
 
     from tunesmith.inference.llama_cpp import LlamaCppEngine
-    from tunesmith.model.catalog import fetch_model
+    from tunesmith.model.catalog import fetch_gguf
 
-    model = fetch_model(section.model, events=events)
-    if model.gguf is None:
+    model = fetch_gguf(section.model, events=events)
+    if model is None:
         raise ModelError(
             f"a local teacher runs in llama.cpp and needs a .gguf file; {section.model!r} has none",
             where=f"{where}.model",
@@ -46,7 +46,7 @@ def open_teacher(
         runtime=runtime,
         files=files,
         engine=engine,
-        build_prompt=Renderer.for_model(model.path).prompt,
+        build_prompt=Renderer.for_model(model.tokenizer_dir).prompt,
         local_name=f"{section.model}@{model.weights_digest[:12]}",
     )
 
