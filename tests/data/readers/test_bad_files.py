@@ -10,9 +10,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from tunesmith.data.readers import read_examples
 from tunesmith.errors import DataError
+from tunesmith.text.jsonl import write_records
 from tunesmith.types import Conversation, Excluded
 
 GOOD = {"question": "q", "answer": "a"}
@@ -150,3 +153,50 @@ def test_a_bad_line_of_a_table_is_kept_with_its_reason_and_the_rest_is_read(tmp_
     (excluded,) = [example for example in examples if isinstance(example, Excluded)]
     assert (excluded.reason, excluded.where) == ("invalid_csv", "a.csv:3")
     assert detail in excluded.detail
+
+
+JSON_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3)
+    | st.dictionaries(
+        st.sampled_from(["question", "answer", "instruction", "input", "output", "instances", "messages", "conversations", "role", "from", "content", "value", "id", "split", "origin", "metadata", "system", "history", "tool_calls"])
+        | st.text(max_size=4),
+        inner,
+        max_size=5,
+    ),
+    max_leaves=12,
+)  # fmt: skip
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(JSON_VALUES, min_size=1, max_size=4), st.booleans())
+def test_whatever_the_values_are_a_row_is_read_or_excluded_or_the_file_refused(
+    tmp_path: Path, values: list[Any], as_list: bool
+):
+    path = tmp_path / "fuzz.json"
+    path.write_text(json.dumps(values) if as_list else "".join(json.dumps(value) + "\n" for value in values))
+    check(path)
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.sampled_from([lines(GOOD, GOOD), json.dumps([GOOD, GOOD]).encode(), b'question,answer\nq,"a\nb"\n', gzip.compress(lines(GOOD)), PARQUET.getvalue().to_pybytes()]),
+    st.lists(st.tuples(st.integers(0, 4000), st.binary(max_size=3)), max_size=3),
+)  # fmt: skip
+def test_whatever_the_damage_is_a_file_is_read_or_refused(tmp_path: Path, data: bytes, damage: list[tuple[int, bytes]]):
+    for at, inserted in damage:
+        at %= len(data)
+        data = data[:at] + inserted + data[at + 1 :]
+        data = data or b"\n"
+    path = tmp_path / "fuzz.jsonl"
+    path.write_bytes(data)
+    check(path)
+
+
+def check(path: Path) -> None:
+    try:
+        examples = list(read_examples(path))
+    except DataError as error:
+        assert error.message and len(str(error)) < 1000
+    else:
+        write_records(path.with_suffix(".out"), examples)

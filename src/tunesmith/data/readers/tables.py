@@ -84,7 +84,7 @@ def read_parquet(path: Path) -> Iterator[dict[str, Any]]:
             for batch in file.iter_batches(batch_size=1024):
                 for row in batch.to_pylist():
                     yield {_column_name(name): cell for name, cell in row.items() if _column_name(name)}
-    except (arrow.ArrowInvalid, OSError) as error:
+    except (arrow.ArrowException, OSError, ValueError) as error:  # ValueError: names or texts that are not UTF-8
         raise DataError(
             f"the parquet file is damaged: {error}", where=path.name, hint="fetch or make it again"
         ) from error
