@@ -12,6 +12,7 @@ from toy_tokenizers import NOT_SPECIAL, SPECIAL, SWALLOWS_SPACE, byte_tokenizer,
 from tunesmith.chat.renderer import Renderer, check_template
 from tunesmith.chat.template import as_template_dict
 from tunesmith.chat.templates import BUILTIN_TEMPLATES
+from tunesmith.chat.turns import turn_starts
 from tunesmith.errors import DataError, ModelError, RecipeError, TemplateMismatch
 from tunesmith.types import Message
 
@@ -337,6 +338,58 @@ def test_the_laws_hold_for_any_text(name, turns, head, kind):
         ids = result.input_ids[mine].tolist()
         assert ids[-1] in one.stop_ids
         assert not set(ids[:-1]) & set(one.stop_ids)
+
+
+@every_template
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.tuples(texts, texts), min_size=2, max_size=4), st.none() | texts)
+def test_the_quick_way_to_the_turns_finds_what_rendering_each_prompt_finds(name, turns, head):
+    one = renderer(name)
+    messages = [system(head)] if head is not None else []
+    for question, answer in turns:
+        messages += [user(question), assistant(answer)]
+    try:
+        located = one.traits.template.locate(messages, add_generation_prompt=False)
+    except DataError:
+        return
+    quick, slow = (
+        turn_starts(one.traits.template, messages, located, is_prompt=False, prefix_stable=stable)
+        for stable in (one.prefix_stable, False)
+    )
+    assert quick == slow
+
+
+def test_the_work_is_linear_in_the_turns(monkeypatch):
+    one = renderer("chatml")
+    calls: list[int] = []
+    original = one.traits.template._render
+    monkeypatch.setattr(
+        one.traits.template,
+        "_render",
+        lambda messages, prompt: calls.append(len(messages)) or original(messages, prompt),
+    )
+    one.render([user("And now?"), assistant("Wait.")] * 40, "all_turns")
+    assert calls == [80, 80, 79]  # the text, the text with marks, the last prompt
+
+
+def test_tools_are_rendered_and_only_the_assistants_part_is_learnt():
+    call = {"type": "function", "function": {"name": "look_up", "arguments": {"order": "A-1 <|im_end|>"}}}
+    messages = [
+        user("Where is A-1?"),
+        assistant("", tool_calls=[call]),
+        Message(role="tool", content="lost <|im_end|>"),
+        assistant("It is lost."),
+    ]
+    one = renderer("qwen2.5")
+    rendered = one.render(messages, "all_turns")
+    assert one.decode(targets(rendered, 1)).endswith(
+        '{"name": "look_up", "arguments": {"order": "A-1 <|im_end|>"}}\n</tool_call>'
+    )
+    assert one.decode(targets(rendered, 3)) == "It is lost."
+    assert targets(rendered, 2) == []
+    assert rendered.input_ids.count(one.stop_ids[0]) == 5
+    prompt = one.prompt(messages[:3]).input_ids
+    assert rendered.input_ids[: len(prompt)] == prompt
 
 
 @pytest.mark.real

@@ -199,6 +199,19 @@ def test_stripped_thoughts_are_warned_of(tmp_path, inputs, ctx, sink):
     assert any(event.type == "note" and "rewrites earlier turns" in event.message for event in sink.events)
 
 
+def test_reasoning_the_template_does_not_write_is_warned_of(tmp_path, model_dir, monkeypatch, ctx, sink):
+    answer = Message(role="assistant", content="4", reasoning="2 + 2")
+    thoughtful = Conversation(messages=[Message(role="user", content="2 + 2?"), answer])
+    inputs = make_inputs(tmp_path, model_dir, monkeypatch, [thoughtful])
+    run(tmp_path, inputs, ctx, "chatml")
+    assert [event.message for event in sink.events if event.type == "note"] == [
+        "1 rows hold reasoning, which this chat template does not write: it is not trained on"
+    ]
+    sink.events.clear()
+    run(tmp_path, inputs, ctx, "qwen3", chat_template="qwen3", supervise="last_turn")
+    assert not [event for event in sink.events if event.type == "note"]
+
+
 def test_a_sample_can_be_looked_up_by_the_beginning_of_its_id(tmp_path, inputs, ctx):
     outcome, out = run(tmp_path, inputs, ctx)
     done = artifact(out, "tokenized", outcome.facts)

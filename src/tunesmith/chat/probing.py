@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerFast
 from tunesmith.chat.template import FOLD_SYSTEM, ChatTemplate, Located
 from tunesmith.chat.templates import BUILTIN_TEMPLATES
 from tunesmith.chat.tokenizer import control_pattern
-from tunesmith.chat.turns import find_turn, turn_starts
+from tunesmith.chat.turns import find_turns, turn_starts
 from tunesmith.errors import DataError, ModelError
 from tunesmith.types import Message
 
@@ -112,7 +112,7 @@ def _structure(template: ChatTemplate, added: set[str], stop: str, takes_system:
     try:
         located = template.locate(messages, add_generation_prompt=False)
         starts = turn_starts(template, messages, located, is_prompt=False, prefix_stable=False)
-        turns = [find_turn(located, message, starts, control_pattern({stop})) for message in starts]
+        turns = find_turns(located, list(starts), starts, control_pattern({stop}))
     except DataError:  # a template for one question and one answer
         return set(pattern.findall(_text(template, [_ASK])))
     covered = [(turn.start, turn.end) for turn in turns]

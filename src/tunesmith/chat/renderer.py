@@ -21,7 +21,7 @@ from tunesmith.chat.probing import TemplateTraits, probe
 from tunesmith.chat.template import Located
 from tunesmith.chat.templates import BUILTIN_TEMPLATES
 from tunesmith.chat.tokenizer import Encoded, TextEncoder, Written, control_pattern, load_tokenizer
-from tunesmith.chat.turns import Turn, assistant_indices, find_turn, plain_ranges, turn_starts
+from tunesmith.chat.turns import Turn, assistant_indices, find_turns, plain_ranges, turn_starts
 from tunesmith.errors import DataError, ModelError, RecipeError, TemplateMismatch
 from tunesmith.hashing import digest_text
 from tunesmith.protocols import Prompt
@@ -150,7 +150,7 @@ class Renderer:
             wanted = wanted[-1:]
         if supervise == "everything":  # the mask does not need the turns; they say whose tokens these are
             wanted = [message for message in wanted if message in starts]
-        turns = tuple(find_turn(located, message, starts, self._stops) for message in wanted)
+        turns = find_turns(located, wanted, starts, self._stops)
         if not turns and supervise != "everything":
             raise DataError(
                 "no token of this conversation would be a training target: it has no assistant turn",

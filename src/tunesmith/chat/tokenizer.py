@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import re
+from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -147,8 +148,11 @@ class TextEncoder:
 
     def _without_forgeries(self, written: Written, encoded: Encoded) -> Encoded:
         """A vocabulary may reach a control id from plain text by its own merges: then force a boundary inside it."""
+        if not written.plain:
+            return encoded
         suspects = encoded.starts[np.isin(encoded.input_ids, self._control_id_array)]
-        forged = {int(at) + 1 for at in suspects if any(start <= at < end for start, end in written.plain)}
+        edges = np.array(written.plain, dtype=np.int64).ravel()  # ranges are disjoint: inside one after an odd number
+        forged = {int(at) + 1 for at in suspects[np.searchsorted(edges, suspects, side="right") % 2 == 1]}
         if not forged:
             return encoded
         return self._encode([(written, sorted({*written.cuts, *forged}))])[0]
@@ -174,8 +178,10 @@ class TextEncoder:
         for start, end in (*written.plain, (len(written.text), len(written.text))):
             found += [(a, b, self._alias[text]) for a, b, text in self.find_control(written.text, position, start)]
             position = end
-        found += [(cut, cut, self._cut) for cut in cuts if not any(a < cut < b for a, b, _ in found)]
-        return sorted(found)
+        starts = [start for start, _, _ in found]
+        inside = (cut for cut in cuts if (place := bisect_left(starts, cut)) and found[place - 1][1] > cut)
+        whole = set(cuts).difference(inside)
+        return sorted([*found, *((cut, cut, self._cut) for cut in whole)])
 
     def _add(self, content: str, like: AddedToken) -> int:
         token = AddedToken(

@@ -10,6 +10,7 @@ that turn is rendered too. Knows nothing of token ids.
 from __future__ import annotations
 
 import re
+from bisect import bisect_left, bisect_right
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
@@ -65,30 +66,43 @@ def turn_starts(
     return starts
 
 
-def find_turn(located: Located, message: int, starts: dict[int, int], stops: re.Pattern[str]) -> Turn:
-    """The turn of one assistant message. `stops` matches the strings that end a turn.
+def find_turns(
+    located: Located, wanted: Sequence[int], starts: dict[int, int], stops: re.Pattern[str]
+) -> tuple[Turn, ...]:
+    """The turns of the wanted assistant messages. `stops` matches the strings that end a turn.
 
-    Raises DataError where the text before the turn is not what the model would be prompted with, or no stop follows.
+    Raises DataError where the text before a turn is not what the model would be prompted with, or no stop follows.
     """
-    if message not in starts:
-        raise DataError(
-            f"the chat template does not write the text before message {message} as it writes the prompt for it, "
-            "so the model would learn a turn it is never asked for",
-            hint="a conversation needs a user turn before an assistant turn; where the template changes earlier turns, "
-            "set `tokenize.supervise: last_turn`",
-        )
-    start = starts[message]
-    after = max(start, located.ends.get(message, start))
-    bounds = [span.start for span in located.spans if span.start >= after and span.message != message]
-    bounds += [later for later in starts.values() if later > start]
-    found = stops.search(located.text, after, min(bounds, default=len(located.text)))
-    if found is None:
-        raise DataError(
-            f"the chat template ends message {message} without a stop token ({stops.pattern}), so the model would "
-            "not learn to stop",
-            hint="set `tokenize.supervise: last_turn`, or choose another template with `tokenize.chat_template`",
-        )
-    return Turn(message, start, found.end())
+    span_starts = [span.start for span in located.spans]
+    turn_starts_in_order = sorted(starts.values())
+    turns: list[Turn] = []
+    for message in wanted:
+        if message not in starts:
+            raise DataError(
+                f"the chat template does not write the text before message {message} as it writes the prompt for it, "
+                "so the model would learn a turn it is never asked for",
+                hint="a conversation needs a user turn before an assistant turn; where the template changes earlier "
+                "turns, set `tokenize.supervise: last_turn`",
+            )
+        start = starts[message]
+        after = max(start, located.ends.get(message, start))
+        bound = len(located.text)  # the stop comes before anything of a later message
+        for place in range(bisect_left(span_starts, after), len(span_starts)):
+            if located.spans[place].message != message:
+                bound = span_starts[place]
+                break
+        later = bisect_right(turn_starts_in_order, start)
+        if later < len(turn_starts_in_order):
+            bound = min(bound, turn_starts_in_order[later])
+        found = stops.search(located.text, after, bound)
+        if found is None:
+            raise DataError(
+                f"the chat template ends message {message} without a stop token ({stops.pattern}), so the model would "
+                "not learn to stop",
+                hint="set `tokenize.supervise: last_turn`, or choose another template with `tokenize.chat_template`",
+            )
+        turns.append(Turn(message, start, found.end()))
+    return tuple(turns)
 
 
 def plain_ranges(

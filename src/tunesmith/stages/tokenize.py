@@ -61,8 +61,8 @@ class _Tokenized:
 def run(section: Tokenize, inputs: Inputs, out_dir: Path, ctx: Context) -> Outcome:
     """Reads curate's train.jsonl and the base model's tokenizer; writes samples.safetensors and its companions."""
     renderer = build_renderer(section, inputs)
-    _note_traits(renderer, section, ctx)
     conversations = read_records(inputs["curate"].file("train.jsonl"), Conversation)
+    _note_traits(renderer, section, conversations, ctx)
     context_length = int(inputs["base_model"].facts["context_length"])
     limit = _length_limit(section, context_length)
     tokenized = _tokenize(renderer, conversations, section, limit, ctx)
@@ -132,8 +132,12 @@ def load_sample(artifact: Artifact, sample_id: str) -> Rendered:
     )
 
 
-def _note_traits(renderer: Renderer, section: Tokenize, ctx: Context) -> None:
+def _note_traits(renderer: Renderer, section: Tokenize, conversations: Sequence[Conversation], ctx: Context) -> None:
     traits = renderer.traits
+    thinking = sum(any(message.reasoning for message in row.messages) for row in conversations)
+    if thinking and not traits.shows_reasoning:
+        message = f"{thinking} rows hold reasoning, which this chat template does not write: it is not trained on"
+        ctx.events.emit(Note(level="warning", message=message))
     if not traits.prefix_stable and section.supervise == "all_turns":
         ctx.events.emit(
             Note(
