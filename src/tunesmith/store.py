@@ -119,6 +119,7 @@ class Store:
         """Turn the partial folder into a finished artifact: hash, write the manifest, one rename."""
         partial = self.partial_dir(identity)
         shutil.rmtree(partial / SCRATCH, ignore_errors=True)
+        (partial / f".{MANIFEST}.tmp").unlink(missing_ok=True)  # of a commit that was killed
         files = {
             path.relative_to(partial).as_posix(): FileEntry(sha256=digest_file(path), size_bytes=path.stat().st_size)
             for path in sorted(partial.rglob("*"))
@@ -277,7 +278,7 @@ def _base_name(run_name: str) -> str:
 
 def write_atomic(path: Path, data: bytes) -> None:
     """Write a file so that a reader sees the old or the new content, whatever happens in between."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.tmp")
     try:
         with temporary.open("wb") as stream:
             stream.write(data)
