@@ -45,7 +45,9 @@ def tokenize_natively(gguf: Path, texts: Sequence[str], *, parse_special: bool) 
         try:
             return [_ask(connection, key, text, parse_special) for text in texts]
         except (OSError, http.client.HTTPException, ValueError, KeyError) as error:
-            raise ExportError(f"llama.cpp did not tokenise: {type(error).__name__}: {error}", where=str(gguf)) from error
+            raise ExportError(
+                f"llama.cpp did not tokenise: {type(error).__name__}: {error}", where=str(gguf)
+            ) from error
         finally:
             connection.close()
             del server  # its destructor ends the threads of llama.cpp
