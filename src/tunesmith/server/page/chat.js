@@ -55,6 +55,7 @@ function askForKey() {
 function openSettings(open) {
   ui.settings.hidden = !open;
   ui.toggle.setAttribute("aria-expanded", String(open));
+  ui.log.scrollTop = ui.log.scrollHeight;
 }
 
 function addTurn(role, text) {
