@@ -90,7 +90,7 @@ def _data(samples: Sequence[Sample], scores: Mapping[str, Any], target: Target) 
     confusions = [
         {"field": field, "contestant": name, **table}
         for field in target.exact_fields
-        for name in reversed(names)
+        for name in sorted(names, key=("tuned", "base", "teacher").index)
         if (table := confusion(samples, name, field, target)) is not None
     ]
     return {
@@ -155,15 +155,18 @@ def _dimmed(cell: str) -> str:
 def _cell(metric: str, summary: Mapping[str, Any] | None) -> str:
     if summary is None:
         return ""
-    missing = f"  ({summary['n_unscored']} unscored)" if summary["n_unscored"] else ""
+    unscored = f"({summary['n_unscored']} unscored)" if summary["n_unscored"] else ""
     if summary["mean"] is None:
-        return f"-{missing}"
-    if is_share(metric):
-        error = "" if summary["stderr"] is None else f" ± {100 * summary['stderr']:.1f}"
-        right = round(summary["mean"] * summary["n"])
-        return f"{100 * summary['mean']:.1f} %  {error.strip()} ({right}/{summary['n']}){missing.replace('  ', ' ')}"
-    error = "" if summary["stderr"] is None else f"  ± {summary['stderr']:.3f}"
-    return f"{summary['mean']:.3f}{error}{missing if not error else missing.replace('  ', ' ')}"
+        return f"-  {unscored}".rstrip()
+    share = is_share(metric)
+    factor, digits = (100, 1) if share else (1, 3)
+    details = [
+        "" if summary["stderr"] is None else f"± {factor * summary['stderr']:.{digits}f}",
+        f"({round(summary['mean'] * summary['n'])}/{summary['n']})" if share else "",
+        unscored,
+    ]
+    number = f"{factor * summary['mean']:.{digits}f}" + (" %" if share else "")
+    return "  ".join([number, " ".join(filter(None, details))]).rstrip()
 
 
 def _difference(metric: str, compared: Mapping[str, Any] | None) -> str:

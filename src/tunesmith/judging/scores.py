@@ -14,6 +14,7 @@ from tunesmith.types import Sample
 LOSS = "loss"
 COMPARISONS = "comparisons"
 _NOT_JSON, _OTHER = "not JSON", "other"
+_WHO = {"tuned": "the tuned model", "base": "the base model", "teacher": "the teacher"}
 
 
 def compute_scores(
@@ -83,21 +84,22 @@ def verdict(scores: Mapping[str, Any]) -> list[str]:
     names = [name for name in ("tuned", "base", "teacher") if name in scores]
     sentences: list[str] = []
     for metric, wording in (
-        ("schema_valid", "answers with valid JSON that obeys the schema"),
-        ("json_valid", "answers valid JSON"),
+        ("schema_valid", "answers with JSON that obeys the schema"),
+        ("json_valid", "answers with valid JSON"),
         ("all_fields", "gets every exact field right"),
         ("exact_match", "gives the reference answer word for word"),
     ):
         if metric == "json_valid" and sentences:
             continue  # the schema says it already
-        parts = [f"{name} {_of(scores[name][metric])}" for name in names if _measured(scores, name, metric)]
+        parts = [
+            f"{_WHO[name]} on {_of(scores[name][metric])}" for name in names if _measured(scores, name, metric)
+        ]
         if parts:
-            first, *rest = parts
-            subject, _, count = first.partition(" ")
-            sentences.append(f"{subject} {wording} on {count}" + "".join(f", {each}" for each in rest) + ".")
+            subject, _, count = parts[0].partition(" on ")
+            sentences.append("; ".join([f"{subject} {wording} on {count} test rows", *parts[1:]]) + ".")
     parts = [f"{name} {scores[name][LOSS]['mean']:.2f}" for name in names if _measured(scores, name, LOSS)]
     if parts:
-        sentences.append(f"Loss per token of the reference answers: {', '.join(parts)} (lower is better).")
+        sentences.append(f"loss per token of the reference answers: {', '.join(parts)} (lower is better).")
     return sentences
 
 

@@ -69,13 +69,20 @@
   }
 
   function drawConfusions() {
-    const box = byId("confusions").querySelector(".grids");
+    const section = byId("confusions");
+    let field;
+    let box;
     for (const confusion of data.confusions) {
+      if (confusion.field !== field) {
+        field = confusion.field;
+        box = make("div", "grids");
+        section.append(box);
+      }
       const part = make("div", "scroll");
       part.append(make("h3", "", confusion.field + ", " + confusion.contestant), confusionTable(confusion));
       box.append(part);
     }
-    byId("confusions").hidden = !data.confusions.length;
+    section.hidden = !data.confusions.length;
   }
 
   const systems = new Set(data.samples.flatMap((s) => s.prompt.filter((m) => m.role === "system").map((m) => m.content)));
