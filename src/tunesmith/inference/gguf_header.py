@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.errors import ModelError
+from tunesmith.inference.token_bytes import from_byte_level, from_sentencepiece
 
 _SCALARS: dict[int, struct.Struct] = {
     0: struct.Struct("<B"),
@@ -92,28 +93,9 @@ class GgufHeader:
         stored = self.tokens[token_id]
         if self.is_control(token_id):
             return stored
-        if self.metadata.get("tokenizer.ggml.model") == "gpt2":
-            return _from_byte_level(stored)
-        if len(stored) == 6 and stored.startswith(b"<0x") and stored.endswith(b">"):
-            return bytes([int(stored[3:5], 16)])
-        return stored.replace("▁".encode(), b" ")
-
-
-def _byte_level_alphabet() -> dict[str, int]:
-    """Character -> byte of byte-level BPE (GPT-2): printable bytes stand for themselves, the rest from U+0100 on."""
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = [byte for byte in range(256) if byte not in printable]
-    return {chr(byte): byte for byte in printable} | {chr(256 + place): byte for place, byte in enumerate(others)}
-
-
-_ALPHABET = _byte_level_alphabet()
-
-
-def _from_byte_level(stored: bytes) -> bytes:
-    text = stored.decode("utf-8", "replace")
-    if all(character in _ALPHABET for character in text):
-        return bytes(_ALPHABET[character] for character in text)
-    return stored
+        text = stored.decode("utf-8", "replace")
+        is_byte_level = self.metadata.get("tokenizer.ggml.model") == "gpt2"
+        return from_byte_level(text) if is_byte_level else from_sentencepiece(text)
 
 
 def read_header(path: Path) -> GgufHeader:
