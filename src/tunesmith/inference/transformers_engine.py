@@ -210,13 +210,13 @@ def sequence_loss(
     return losses
 
 
-def common_prefix(sequences: Sequence[Sequence[int]]) -> tuple[int, ...]:
+def common_prefix(sequences: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
     """The ids that all sequences start with; () for none."""
     if not sequences:
         return ()
     first, last = min(sequences), max(sequences)  # the prefix of the two farthest apart is everybody's
     length = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last)))
-    return tuple(first[:length])
+    return first[:length]
 
 
 class _Prefix:
