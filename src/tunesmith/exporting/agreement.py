@@ -34,6 +34,7 @@ class EngineAnswer:
     token_ids: tuple[int, ...]
     logprobs: tuple[float, ...]
     stopped: bool  # by a stop id, not by length
+    whole: bool = True  # False where the engine made tokens it did not report (control tokens inside an answer)
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,7 @@ class AnswerAgreement:
     """Greedy answers of an engine against a reference model."""
 
     num_prompts: int
+    num_unread: int  # answers with tokens that the engine did not report; left out of all that follows
     num_equal: int  # whole answers
     num_tokens: int
     num_equal_tokens: int  # places where the reference, given the same text so far, chooses the same token
@@ -71,14 +73,15 @@ def compute_logits(model: Any, rows: Sequence[Sequence[int]]) -> list[Tensor]:
 
 def compare_logits(first: Sequence[Tensor], second: Sequence[Tensor]) -> LogitAgreement:
     """first, second: logits (T, V) of the same rows."""
-    largest, kl, equal, positions = 0.0, 0.0, 0, 0
+    kl, equal, positions = 0.0, 0, 0
+    largest = torch.zeros(())  # a tensor's maximum keeps a NaN, Python's max loses it
     for a, b in zip(first, second, strict=True):
-        largest = max(largest, (a - b).abs().max().item())
+        largest = torch.maximum(largest, (a - b).abs().max())
         log_a, log_b = a.log_softmax(-1), b.log_softmax(-1)
         kl += (log_a.exp() * (log_a - log_b)).sum().item()
         equal += int((a.argmax(-1) == b.argmax(-1)).sum())
         positions += len(a)
-    return LogitAgreement(len(first), positions, largest, kl / max(1, positions), equal)
+    return LogitAgreement(len(first), positions, largest.item(), kl / max(1, positions), equal)
 
 
 async def collect_answers(
@@ -90,12 +93,14 @@ async def collect_answers(
     for prompt in prompts:
         ids: list[int] = []
         logprobs: list[float] = []
-        stopped = False
+        stopped, num_made = False, 0
         async for chunk in engine.stream(prompt, sampling, top_logprobs=1):
             ids.extend(entry.token_id for entry in chunk.logprobs)
             logprobs.extend(entry.logprob for entry in chunk.logprobs)
             stopped = stopped or chunk.finish_reason == "stop"
-        answers.append(EngineAnswer(tuple(ids), tuple(logprobs), stopped))
+            num_made = max(num_made, chunk.completion_tokens)
+        whole = num_made == len(ids) + stopped  # the stop id is counted and not reported
+        answers.append(EngineAnswer(tuple(ids), tuple(logprobs), stopped, whole))
         on_done(len(answers))
     return answers
 
@@ -107,9 +112,12 @@ def compare_answers(model: Any, prompts: Sequence[Prompt], answers: Sequence[Eng
     model.eval()
     device = next(model.parameters()).device
     equal, tokens, equal_tokens = 0, 0, 0
+    num_unread = sum(not answer.whole for answer in answers)
     differences: list[float] = []
     divergences: list[Divergence] = []
     for index, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
+        if not answer.whole:
+            continue
         ids = torch.tensor([[*prompt.input_ids, *answer.token_ids]], device=device)
         keep = len(answer.token_ids) + 1  # logits that choose each answer token, and the one after the last
         logits = model(input_ids=ids, use_cache=False, logits_to_keep=keep).logits[0].float().cpu()
@@ -130,4 +138,4 @@ def compare_answers(model: Any, prompts: Sequence[Prompt], answers: Sequence[Eng
             divergences.append(Divergence(index, place, gap))
     mean = sum(differences) / max(1, len(differences))
     worst = max(differences, default=0.0)
-    return AnswerAgreement(len(answers), equal, tokens, equal_tokens, mean, worst, tuple(divergences))
+    return AnswerAgreement(len(answers), num_unread, equal, tokens, equal_tokens, mean, worst, tuple(divergences))

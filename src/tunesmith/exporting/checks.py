@@ -40,7 +40,7 @@ class AnswerLimits:
 
 ANSWER_LIMITS = {
     # Measured on SmolLM2-135M, 20 prompts: f16 0.001 and 1.00, q8_0 0.05 and 0.96, q4_k_m 0.19 and 0.87.
-    "f16": AnswerLimits(0.02, 0.98),
+    "f16": AnswerLimits(0.02, 0.9),
     "q8_0": AnswerLimits(0.3, 0.85),
     "q4_k_m": AnswerLimits(0.8, 0.6),
 }
@@ -118,7 +118,9 @@ def check_answers(agreement: AnswerAgreement, quantisation: str, where: Path) ->
     limits = ANSWER_LIMITS[quantisation]
     share = agreement.num_equal_tokens / max(1, agreement.num_tokens)
     problem = ""
-    if not agreement.mean_logprob_difference <= limits.mean_logprob_difference:
+    if agreement.num_unread > agreement.num_prompts / 2:
+        problem = f"{agreement.num_unread} of its {agreement.num_prompts} answers hold control tokens"
+    elif not agreement.mean_logprob_difference <= limits.mean_logprob_difference:
         problem = (
             f"its log probabilities are {agreement.mean_logprob_difference:.2g} away on average, "
             f"expected at most {limits.mean_logprob_difference}"

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from transformers import GenerationConfig
 
 from tunesmith.errors import ExportError
 from tunesmith.model.folder import read_config
@@ -45,7 +46,7 @@ def save_merged(
     with quiet_transformers():
         model.to(dtype)
         model.config.dtype = dtype
-        model.generation_config = None  # written below, with the ids this model was trained to stop at
+        model.generation_config = GenerationConfig()  # written below, with the ids this model was trained to stop at
         try:
             model.save_pretrained(out_dir)
         except (OSError, SafetensorError) as error:

@@ -1,0 +1,64 @@
+"""The merged folder, as transformers loads it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from small_models import TEMPLATE, build_model
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from tunesmith.errors import ExportError
+from tunesmith.exporting.merged import base_dtype, save_merged
+
+
+def save(base_dir: Path, out_dir: Path, template: str = TEMPLATE) -> None:
+    model = AutoModelForCausalLM.from_pretrained(base_dir, dtype=torch.float32)
+    with torch.no_grad():
+        model.model.layers[0].mlp.up_proj.weight += 1.0
+    save_merged(model, base_dir, out_dir, dtype=base_dtype(base_dir), chat_template=template, stop_ids=(2, 0))
+
+
+def test_the_folder_loads_with_the_changed_weights_in_the_base_models_type(tmp_path):
+    base_dir = build_model(tmp_path / "base")
+    save(base_dir, tmp_path / "out")
+    base = AutoModelForCausalLM.from_pretrained(base_dir)
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert merged.dtype == torch.bfloat16
+    expected = (base.model.layers[0].mlp.up_proj.weight.float() + 1.0).bfloat16()
+    assert torch.equal(merged.model.layers[0].mlp.up_proj.weight, expected)
+    assert torch.equal(merged.model.layers[1].mlp.up_proj.weight, base.model.layers[1].mlp.up_proj.weight)
+    assert merged.generation_config.eos_token_id == [2, 0]
+
+
+def test_the_template_it_was_trained_with_replaces_the_base_models(tmp_path):
+    base_dir = build_model(tmp_path / "base")
+    config = json.loads((base_dir / "tokenizer_config.json").read_bytes())
+    (base_dir / "tokenizer_config.json").write_text(json.dumps({**config, "chat_template": "old"}))
+    save(base_dir, tmp_path / "out", TEMPLATE + "{# new #}")
+    assert AutoTokenizer.from_pretrained(tmp_path / "out").chat_template == TEMPLATE + "{# new #}"
+
+
+def test_the_tokenizer_is_the_base_models_byte_for_byte(tmp_path):
+    base_dir = build_model(tmp_path / "base")
+    save(base_dir, tmp_path / "out")
+    assert (tmp_path / "out" / "tokenizer.json").read_bytes() == (base_dir / "tokenizer.json").read_bytes()
+
+
+def test_no_path_of_this_machine_is_in_any_file_and_bytes_repeat(tmp_path):
+    base_dir = build_model(tmp_path / "base")
+    save(base_dir, tmp_path / "a")
+    save(base_dir, tmp_path / "b")
+    for path in sorted((tmp_path / "a").iterdir()):
+        assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes()
+        assert str(tmp_path).encode() not in path.read_bytes()
+
+
+def test_an_unknown_number_type_is_an_error(tmp_path):
+    base_dir = build_model(tmp_path / "base")
+    config = json.loads((base_dir / "config.json").read_bytes())
+    (base_dir / "config.json").write_text(json.dumps({**config, "dtype": "bfloat17"}))
+    with pytest.raises(ExportError, match="unknown number type 'bfloat17'"):
+        base_dtype(base_dir)
