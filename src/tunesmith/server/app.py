@@ -20,12 +20,13 @@ from tunesmith.server.chat import create_chat_completion
 from tunesmith.server.completions import create_completion
 from tunesmith.server.door import Door
 from tunesmith.server.gateway import Gateway
-from tunesmith.server.openapi import ERRORS, body_of
+from tunesmith.server.openapi import answers, body_of
 from tunesmith.server.protocol import ChatRequest, CompletionRequest
 from tunesmith.server.responses import RequestError, json_response
 from tunesmith.server.served import ServedModel
 from tunesmith.server.settings import ServerSettings
 
+_BOTH = ("application/json", "text/event-stream")
 PAGE = Path(__file__).parent / "page"
 _PAGE_FILES = {
     "": ("index.html", "text/html"),
@@ -70,34 +71,46 @@ def create_app(
 
 
 def _add_api(app: FastAPI, gateway: Gateway) -> None:
-    @app.get("/v1/models", responses=ERRORS, tags=["models"])
+    @app.get("/v1/models", responses=answers("application/json"), response_class=Response, tags=["models"])
     async def list_models() -> Response:
         """The models served here."""
         return json_response({"object": "list", "data": [gateway.describe_model()]})
 
-    @app.get("/v1/models/{model}", responses=ERRORS, tags=["models"])
+    @app.get("/v1/models/{model}", responses=answers("application/json"), response_class=Response, tags=["models"])
     async def retrieve_model(model: str) -> Response:
         """One model."""
         gateway.check_model(model)
         return json_response(gateway.describe_model())
 
-    @app.post("/v1/chat/completions", responses=ERRORS, tags=["answers"], openapi_extra=body_of(ChatRequest))
+    @app.post(
+        "/v1/chat/completions",
+        responses=answers(*_BOTH),
+        response_class=Response,
+        tags=["answers"],
+        openapi_extra=body_of(ChatRequest),
+    )
     async def chat_completions(request: Request) -> Response:
         """Answer a conversation."""
         return await create_chat_completion(request, gateway)
 
-    @app.post("/v1/completions", responses=ERRORS, tags=["answers"], openapi_extra=body_of(CompletionRequest))
+    @app.post(
+        "/v1/completions",
+        responses=answers(*_BOTH),
+        response_class=Response,
+        tags=["answers"],
+        openapi_extra=body_of(CompletionRequest),
+    )
     async def completions(request: Request) -> Response:
         """Continue a text."""
         return await create_completion(request, gateway)
 
-    @app.get("/health", responses=ERRORS, tags=["operation"])
+    @app.get("/health", responses=answers("application/json"), response_class=Response, tags=["operation"])
     async def health() -> Response:
         """200 when the engine can answer, 503 with the reason when not."""
         await gateway.check_health()
         return json_response({"status": "ok"})
 
-    @app.get("/metrics", responses=ERRORS, tags=["operation"])
+    @app.get("/metrics", responses=answers("text/plain"), response_class=Response, tags=["operation"])
     async def metrics() -> Response:
         """Counters in Prometheus' text format."""
         return Response(gateway.metrics.text(), media_type=CONTENT_TYPE_LATEST)

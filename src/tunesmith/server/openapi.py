@@ -42,6 +42,12 @@ ERRORS: dict[int | str, dict[str, Any]] = {
 }
 
 
+def answers(*media_types: str) -> dict[int | str, dict[str, Any]]:
+    """Every response of an operation, with the media types of its success."""
+    success = {"description": "Successful response", "content": {kind: {} for kind in media_types}}
+    return {200: success, **ERRORS}
+
+
 def body_of(form: type[BaseModel]) -> dict[str, Any]:
     """The request body of a form, its parts inlined where they are used."""
     schema = form.model_json_schema(by_alias=True)

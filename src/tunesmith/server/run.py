@@ -105,7 +105,7 @@ def build_server(
         access_log=False,
         server_header=False,
         ws="none",
-        h11_max_incomplete_event_size=settings.max_header_bytes,
+        h11_max_incomplete_event_size=2 * settings.max_header_bytes,  # so that the refusal is ours
         timeout_graceful_shutdown=_CLOSE_SECONDS,
     )
     return GatewayServer(config, app.state.gateway, on_ready)
