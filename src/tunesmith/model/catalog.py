@@ -120,6 +120,8 @@ def fetch_model(name: str, *, revision: str | None = None, events: EventSink) ->
     """
     if name in built_in_models():
         return _fetch_built_in(built_in_models()[name], revision, events)
+    if not name.strip():
+        raise _unknown(name)
     path = Path(name).expanduser()
     if path.suffix == ".gguf":
         return _fetch_gguf_file(path, events)
