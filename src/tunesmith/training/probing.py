@@ -1,0 +1,127 @@
+"""Two questions asked of every model before its first step, and one after a step went wrong.
+
+Does the training forward compute what the model itself computes? Can a sample see its neighbour? Which layer first made
+a number that is not finite? Refuses to know optimisers and files.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from tunesmith.errors import ModelError, TrainingError
+from tunesmith.training.attention import NAME, build_segments
+from tunesmith.training.batches import Batch
+from tunesmith.training.kernels import restore_layers, swap_norms
+
+_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.06, torch.float16: 0.01}  # of the largest logit
+_PROBE_TOKENS = 12
+
+
+@contextmanager
+def varlen_forward(model: PreTrainedModel) -> Any:
+    """Inside, the model's layers attend by segments and its norms are the fast ones; outside it is as it was."""
+    before = model.config._attn_implementation or "sdpa"
+    swapped = swap_norms(model)
+    model.set_attn_implementation(NAME)
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(before)
+        restore_layers(model, swapped)
+
+
+def hidden_states(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
+    """(T, D) what the output head reads, at every position. Inside `varlen_forward`."""
+    decoder: Any = model.get_decoder()
+    output = decoder(
+        input_ids=batch.input_ids, position_ids=batch.position_ids, segments=batch.segments, use_cache=False
+    )
+    return output.last_hidden_state[0]
+
+
+def output_head(model: PreTrainedModel) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Weight (V, D) and bias (V,) or None of the output head."""
+    head: Any = model.get_output_embeddings()
+    if head is None or not isinstance(head, nn.Linear):
+        raise ModelError(f"{type(model).__name__} has no linear output head", hint="choose a causal language model")
+    return head.weight, head.bias
+
+
+@torch.no_grad()
+def probe_model(model: PreTrainedModel) -> None:
+    """ModelError where the packed forward differs from the model's own, or a change in one sample moves another.
+
+    Two short samples of ordinary ids, once packed by us, once alone through the model itself.
+    """
+    device = next(model.parameters()).device
+    first = torch.arange(_PROBE_TOKENS) * 7 % model.config.vocab_size
+    second = (torch.arange(_PROBE_TOKENS) * 5 + 3) % model.config.vocab_size
+    training = model.training
+    model.eval()
+    own = model(input_ids=first[None].to(device), use_cache=False).logits[0].float()
+    if not bool(torch.isfinite(own).all()):
+        raise ModelError(f"{type(model).__name__} computes numbers that are not finite", hint="its weights are damaged")
+    with varlen_forward(model):
+        packed = [hidden_states(model, _probe_batch([first, other], device)) for other in (second, second.flip(0))]
+        weight, bias = output_head(model)
+        ours = nn.functional.linear(packed[0][:_PROBE_TOKENS], weight, bias).float()
+    model.train(training)
+    if not torch.equal(packed[0][:_PROBE_TOKENS], packed[1][:_PROBE_TOKENS]):
+        raise ModelError(f"{type(model).__name__}: a packed sample can see its neighbour", hint="choose another model")
+    difference, largest = float((own - ours).abs().max()), float(own.abs().max())
+    if not difference <= _TOLERANCE.get(weight.dtype, 0.0) * largest:
+        raise ModelError(
+            f"{type(model).__name__}: the training forward differs from the model's own by {difference:.3g} "
+            f"(largest logit {largest:.3g})",
+            hint="its attention or output head has a form that training does not compute yet; choose another model",
+        )
+
+
+def find_bad_layer(model: PreTrainedModel, batch: Batch) -> str | None:
+    """Path of the first layer whose output is not finite on this batch, None where all are finite.
+
+    One more forward pass with a hook on every layer. Inside `varlen_forward`.
+    """
+    found: list[str] = []
+
+    def watch(path: str) -> Any:
+        def look(_module: nn.Module, _inputs: Any, output: Any) -> None:
+            tensor = output[0] if isinstance(output, tuple) else output
+            if not found and isinstance(tensor, torch.Tensor) and not bool(torch.isfinite(tensor).all()):
+                found.append(path)
+
+        return look
+
+    leaves = [(path, layer) for path, layer in model.named_modules() if not any(layer.children())]
+    hooks = [layer.register_forward_hook(watch(path)) for path, layer in leaves]
+    try:
+        with torch.no_grad():
+            hidden_states(model, batch)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return found[0] if found else None
+
+
+def refuse_loss(model: PreTrainedModel, batch: Batch, rows: list[str], step: int, what: str) -> TrainingError:
+    """The error for a step that must be the last one: which rows, and which layer first went bad."""
+    layer = find_bad_layer(model, batch)
+    place = f"; first bad layer: {layer}" if layer else "; every layer's output is finite on this batch"
+    named = ", ".join(rows[:8]) + (f" and {len(rows) - 8} more" if len(rows) > 8 else "")
+    return TrainingError(
+        f"{what} at step {step + 1}{place}; rows of the batch: {named}",
+        where="recipe.train",
+        hint="look at these rows (`tunesmith show`), lower train.learning_rate, or set runtime.precision: fp32",
+    )
+
+
+def _probe_batch(samples: list[torch.Tensor], device: torch.device) -> Batch:
+    ids = torch.cat(samples)[None].to(device)
+    positions = torch.cat([torch.arange(len(sample)) for sample in samples])[None].to(device)
+    nothing = torch.empty(0, dtype=torch.int64, device=device)
+    return Batch(ids, positions, build_segments([len(s) for s in samples], device), nothing, nothing, ())
