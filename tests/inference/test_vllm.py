@@ -157,7 +157,8 @@ def test_kill_of_the_parent_leaves_no_child(tmp_path: Path) -> None:
         "    await engine.start(); print('up', flush=True); await asyncio.sleep(60)\n"
         "asyncio.run(main())"
     )
-    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE) as parent:
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}  # what a killed process leaves goes with the test
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, env=environment) as parent:
         assert parent.stdout is not None and parent.stdout.readline() == b"up\n"
         parent.send_signal(signal.SIGKILL)
     pids = fake.pids()
@@ -168,11 +169,18 @@ def test_kill_of_the_parent_leaves_no_child(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_a_model_or_a_missing_interpreter_is_refused(tmp_path: Path) -> None:
+    def build(python: Path | None, context_length: int | None) -> VllmEngine:
+        return VllmEngine(tmp_path, python=python, context_length=context_length, num_slots=1)
+
     with pytest.raises(ModelError, match=r"config\.json"):
-        VllmEngine(tmp_path, python=Path(sys.executable), context_length=100, num_slots=1)
-    (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(EngineError, match="no Python interpreter"):
-        VllmEngine(tmp_path, python=tmp_path / "python", context_length=100, num_slots=1)
+        build(Path(sys.executable), 100)
+    (tmp_path / "config.json").write_text('{"max_position_embeddings": 64}')
+    for python in (tmp_path / "python", None):
+        with pytest.raises(EngineError, match=r"no Python interpreter|not said where"):
+            build(python, 64)
+    with pytest.raises(ModelError, match="65 is more than the 64 tokens"):
+        build(Path(sys.executable), 65)
+    assert build(Path(sys.executable), None).context_length == 64
 
 
 @pytest.mark.real

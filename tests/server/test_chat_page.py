@@ -120,7 +120,7 @@ def test_stop_ends_the_answer_in_the_engine_and_keeps_what_was_said(browser: Any
     engine = ScriptedEngine(lambda _p, _s: ["word "] * 2000, delay=0.01)
     with RunningServer(engine) as server, Watched(browser, server.url) as watched:
         watched.ask("hi")
-        watched.page.wait_for_function("document.querySelector('.turn.assistant .text').innerText.includes('word')")
+        watched.page.locator(".turn.assistant .text", has_text="word word").wait_for()
         watched.page.click("#stop")
         watched.wait_idle()
         watched.page.wait_for_timeout(300)

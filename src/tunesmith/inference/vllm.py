@@ -45,7 +45,7 @@ runpy.run_module("vllm.entrypoints.openai.api_server", run_name="__main__", alte
 class VllmEngine:
     """Answers prompts with a transformers folder, many at once.
 
-    python: interpreter of an environment that has vLLM. num_slots: requests vLLM may batch. extra_args: more arguments
+    python: interpreter of an environment that has vLLM. context_length: None = what the model was trained for. num_slots: requests vLLM may batch. extra_args: more arguments
     of its server, such as ("--enforce-eager",). environment: more variables, such as {"VLLM_CPU_KVCACHE_SPACE": "1"}.
     """
 
@@ -53,19 +53,29 @@ class VllmEngine:
         self,
         model_dir: Path,
         *,
-        python: Path,
-        context_length: int,
+        python: Path | None,
+        context_length: int | None,
         num_slots: int,
         extra_args: Sequence[str] = (),
         environment: Mapping[str, str] | None = None,
     ) -> None:
-        if not (model_dir / "config.json").is_file():
-            raise ModelError("vLLM needs a transformers folder with a config.json", where=str(model_dir))
-        if not python.is_file():
+        if python is None or not python.is_file():
             raise EngineError(
-                f"there is no Python interpreter at {python}", hint="install vLLM in an environment of its own"
+                f"there is no Python interpreter at {python}" if python else "it is not said where vLLM is installed",
+                where="vllm_python",
+                hint="install vLLM in an environment of its own and name its interpreter",
             )
-        self.context_length = context_length
+        trained = _trained_context(model_dir)
+        if context_length is not None and trained is not None and context_length > trained:
+            raise ModelError(
+                f"context_length {context_length} is more than the {trained} tokens the model was trained for",
+                where=str(model_dir),
+                hint=f"use at most {trained}",
+            )
+        length = context_length or trained
+        if length is None:
+            raise ModelError("config.json does not say the context length", where=str(model_dir), hint="give one")
+        self.context_length = length
         self.num_slots = num_slots
         self._model_dir = model_dir.resolve()
         self._python = python
@@ -284,6 +294,19 @@ class VllmEngine:
         lines = log.read_text("utf-8", "replace").splitlines() if log and log.is_file() else []
         telling = [line.strip() for line in lines if "Error" in line or "error:" in line]
         return "; ".join((telling or [line.strip() for line in lines if line.strip()])[-3:])[-600:]
+
+
+def _trained_context(model_dir: Path) -> int | None:
+    """Tokens the model was trained to see at once, from its config.json."""
+    try:
+        config = orjson.loads((model_dir / "config.json").read_bytes())
+    except (OSError, orjson.JSONDecodeError) as error:
+        raise ModelError(
+            f"vLLM needs a transformers folder with a readable config.json: {error}", where=str(model_dir)
+        ) from error
+    text_config = config.get("text_config", config)
+    value = text_config.get("max_position_embeddings")
+    return int(value) if value is not None else None
 
 
 def _last(reason: str | None, usage: dict[str, Any]) -> Chunk:
