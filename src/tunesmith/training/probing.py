@@ -18,7 +18,10 @@ from tunesmith.training.attention import NAME, build_segments
 from tunesmith.training.batches import Batch
 from tunesmith.training.kernels import restore_layers, swap_norms
 
-_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.06, torch.float16: 0.01}  # of the largest logit
+_TOLERANCE = {torch.float32: (1e-4, 1e-3), torch.float16: (1e-2, 0.1), torch.bfloat16: (1e-2, 0.3)}
+"""Largest relative difference (head, body). Thirty blocks in bf16 drift by 2 to 8 % on such short nonsense, torch's own
+two kernels by half of that; in fp32 the same comparison gives 1e-6."""
+
 _PROBE_TOKENS = 12
 
 
@@ -58,28 +61,35 @@ def probe_model(model: PreTrainedModel) -> None:
 
     Two short samples of ordinary ids, once packed by us, once alone through the model itself.
     """
-    device = next(model.parameters()).device
+    name, device = type(model).__name__, next(model.parameters()).device
     first = torch.arange(_PROBE_TOKENS) * 7 % model.config.vocab_size
     second = (torch.arange(_PROBE_TOKENS) * 5 + 3) % model.config.vocab_size
     training = model.training
     model.eval()
-    own = model(input_ids=first[None].to(device), use_cache=False).logits[0].float()
-    if not bool(torch.isfinite(own).all()):
-        raise ModelError(f"{type(model).__name__} computes numbers that are not finite", hint="its weights are damaged")
+    weight, bias = output_head(model)
+    logits = model(input_ids=first[None].to(device), use_cache=False).logits[0]
+    decoder: Any = model.get_decoder()
+    own = decoder(input_ids=first[None].to(device), use_cache=False).last_hidden_state[0]
     with varlen_forward(model):
         packed = [hidden_states(model, _probe_batch([first, other], device)) for other in (second, second.flip(0))]
-        weight, bias = output_head(model)
-        ours = nn.functional.linear(packed[0][:_PROBE_TOKENS], weight, bias).float()
+    ours, disturbed = (hidden[:_PROBE_TOKENS] for hidden in packed)
     model.train(training)
-    if not torch.equal(packed[0][:_PROBE_TOKENS], packed[1][:_PROBE_TOKENS]):
-        raise ModelError(f"{type(model).__name__}: a packed sample can see its neighbour", hint="choose another model")
-    difference, largest = float((own - ours).abs().max()), float(own.abs().max())
-    if not difference <= _TOLERANCE.get(weight.dtype, 0.0) * largest:
-        raise ModelError(
-            f"{type(model).__name__}: the training forward differs from the model's own by {difference:.3g} "
-            f"(largest logit {largest:.3g})",
-            hint="its attention or output head has a form that training does not compute yet; choose another model",
-        )
+    if not bool(torch.isfinite(logits).all()):
+        raise ModelError(f"{name} computes numbers that are not finite", hint="its weights are damaged")
+    if not torch.equal(ours, disturbed):
+        raise ModelError(f"{name}: a packed sample can see its neighbour", hint="choose another model")
+    hint = "its attention or output head has a form that training does not compute yet; choose another model"
+    head_limit, body_limit = _TOLERANCE[weight.dtype]
+    head = _relative_difference(nn.functional.linear(own, weight, bias), logits)
+    if not head <= head_limit:
+        raise ModelError(f"{name}: its logits are no linear map of its last layer ({head:.1%} apart)", hint=hint)
+    body = _relative_difference(ours, own)
+    if not body <= body_limit:
+        raise ModelError(f"{name}: the training forward differs from the model's own by {body:.1%}", hint=hint)
+
+
+def _relative_difference(found: torch.Tensor, expected: torch.Tensor) -> float:
+    return float((found.float() - expected.float()).norm() / expected.float().norm())
 
 
 def find_bad_layer(model: PreTrainedModel, batch: Batch) -> str | None:
