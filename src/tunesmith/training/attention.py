@@ -142,7 +142,7 @@ class _Direct(torch.autograd.Function):
         for length in lengths:
             rows = slice(start, start + length)
             start += length
-            q = query[0, :, rows].float().mul_(scale).reshape(key_heads, -1, width)  # (K, G L, D)
+            q = (query[0, :, rows].float() * scale).reshape(key_heads, -1, width)  # (K, G L, D)
             k = key[0, :, rows].float()  # (K, L, D)
             scores = torch.bmm(q, k.transpose(1, 2)).view(heads, length, length)
             scores.add_(future[:length, :length])

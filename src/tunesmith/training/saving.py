@@ -9,6 +9,7 @@ import shutil
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from peft import PeftModel
@@ -45,7 +46,7 @@ def check_saved_adapter(model: PreTrainedModel, folder: Path, base_dir: Path, in
         raise _differs(folder, "the adapter read back gives other logits than the model that was trained")
     if fresh.num_parameters() > _FP32_PARAMETERS:
         return
-    ours = fresh.float()(input_ids=input_ids.to(device), use_cache=False).logits
+    ours = cast("Any", fresh.float())(input_ids=input_ids.to(device), use_cache=False).logits
     del fresh
     # The base is loaded anew: PEFT puts its layers into the model it is given.
     base = load_model(base_dir, device=str(device), dtype=dtype).float()
