@@ -107,8 +107,8 @@ def find_bad_layer(model: PreTrainedModel, batch: Batch) -> str | None:
 
         return look
 
-    leaves = [(path, layer) for path, layer in model.named_modules() if not any(layer.children())]
-    hooks = [layer.register_forward_hook(watch(path)) for path, layer in leaves]
+    # A layer's hook runs when it is done, so inner layers speak before the ones around them.
+    hooks = [layer.register_forward_hook(watch(path)) for path, layer in model.named_modules()]
     try:
         with torch.no_grad():
             hidden_states(model, batch)

@@ -56,8 +56,13 @@ class TrainableWeights:
         return sum(master.numel() for master in self.masters.values())
 
     def clip(self, max_norm: float) -> float:
-        """Scale all gradients so that their norm is at most max_norm; returns the norm they had."""
-        return float(torch.nn.utils.clip_grad_norm_(list(self.masters.values()), max_norm))
+        """Scale all gradients so that their norm is at most max_norm; returns the norm they had. A norm that is not
+        finite scales nothing, so that `bad_gradients` can still tell where it came from."""
+        masters = list(self.masters.values())
+        norm = torch.nn.utils.get_total_norm([master.grad for master in masters if master.grad is not None])
+        if bool(torch.isfinite(norm)):
+            torch.nn.utils.clip_grads_with_norm_(masters, max_norm, norm)
+        return float(norm)
 
     def bad_gradients(self) -> list[str]:
         """Names of the weights whose gradient is not finite."""
