@@ -173,8 +173,8 @@ def _files(facts: CardFacts) -> list[str]:
     return ["## Files", "| | |\n|---|---:|\n" + "\n".join(lines)]
 
 
-def _block(text: str, language: str = "") -> str:
-    return f"```{language}\n{text}\n```"
+def _block(text: str, info: str = "") -> str:
+    return f"```{info}\n{text}\n```"
 
 
 def _quoted(text: str) -> str:
