@@ -90,16 +90,25 @@ def train(
     )
     model.train()
     if pace.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        _recompute_activations(model, True)
     try:
         with varlen_forward(model), torch.random.fork_rng(devices=training.cuda_devices):
             training.resume()
             training.run()
     finally:
         if pace.gradient_checkpointing:
-            model.gradient_checkpointing_disable()
+            _recompute_activations(model, False)
         model.eval()
     return training.result()
+
+
+def _recompute_activations(model: PreTrainedModel, on: bool) -> None:
+    """transformers 5.20 renamed the switch; both names are in the range of versions we accept."""
+    prefix = "activation" if hasattr(model, "activation_checkpointing_enable") else "gradient"
+    if on:
+        getattr(model, f"{prefix}_checkpointing_enable")({"use_reentrant": False})
+    else:
+        getattr(model, f"{prefix}_checkpointing_disable")()
 
 
 class _Training:

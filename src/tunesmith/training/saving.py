@@ -66,7 +66,7 @@ def save_full_model(model: PreTrainedModel, weights: Mapping[str, torch.Tensor],
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.data = weights[name].detach().to(stored)
-    model.to(stored)  # buffers
+    model.config.dtype = stored  # buffers stay as they are: rotary frequencies are fp32 in every dtype
     model.save_pretrained(folder, max_shard_size="4GB")
     for path in sorted(base_dir.iterdir()):
         if path.is_file() and path.name.startswith(
