@@ -176,7 +176,7 @@ class _Killed(BaseException):
 
 
 @pytest.mark.parametrize("survivors", [1, 8, 10, 14, 20, 29, 35])
-def test_a_kill_after_any_record_changes_no_byte_and_repeats_nothing(
+def test_a_kill_after_any_record_changes_no_byte_and_writes_nothing_twice(
     inputs: Inputs, tmp_path: Path, quick, monkeypatch, survivors: int
 ) -> None:
     run(inputs, tmp_path / "whole", quick)
@@ -299,6 +299,32 @@ def test_a_tuned_model_that_is_worse_is_said_aloud(inputs: Inputs, tmp_path: Pat
     run(inputs, tmp_path / "out", quick)
     notes = [event.message for event in sink.events if isinstance(event, Note) and event.level == "warning"]
     assert len(notes) == 1 and "worse than its base in loss per token" in notes[0]
+
+
+def test_a_resumed_evaluation_repeats_unfinished_groups_as_they_were_and_no_others(
+    inputs: Inputs, tmp_path: Path, quick, monkeypatch
+) -> None:
+    write_records(inputs["curate"].file("test.jsonl"), rows(20))  # groups of 4 x 4 rows: 16 and 4
+    asked: list[tuple[int, ...]] = []
+    real = evaluate.TransformersEngine.generate
+
+    def generate(self, prompts, sampling, on_done=None):
+        asked.append(tuple(len(prompt.input_ids) for prompt in prompts))
+        return real(self, prompts, sampling, on_done)
+
+    monkeypatch.setattr(evaluate.TransformersEngine, "generate", generate)
+    run(inputs, tmp_path / "out", quick)
+    first = files_of(tmp_path / "out")
+    assert [len(group) for group in asked] == [16, 4, 16, 4]
+    log = tmp_path / "out" / "scratch" / "answers-tuned.jsonl"
+    lines = log.read_bytes().splitlines(keepends=True)
+    log.write_bytes(b"".join(lines[:16] + lines[17:]))  # one answer of the second group is lost
+    before = asked.copy()
+    asked.clear()
+    run(inputs, tmp_path / "out", quick)
+    assert asked == before[3:]
+    assert files_of(tmp_path / "out") == first
+    assert sorted(log.read_bytes().splitlines(keepends=True)) == sorted(lines)
 
 
 def test_nothing_of_the_scratch_folder_is_left_half_read(inputs: Inputs, tmp_path: Path, quick) -> None:

@@ -1,9 +1,10 @@
 """Keys and values of a running batch: one slot per row, each row at its own position. Owns the memory and the mask.
 
 Every row starts at place 0 of its slot, so the place of a token is its position and no row knows how long the others
-are. Rows and width are rounded up (`ROW_MULTIPLE`, `WIDTH_MULTIPLE`), because matrix products of a CPU give each row the
-same bits whatever stands in the other rows only for some shapes: measured with torch 2.13, fp32 rows differ for 1, 2, 3,
-5 and 7 rows and agree from 8 on in steps of 4; bf16 rows always agree. Knows no sampling and no text.
+are. Rows and width are rounded up, because matrix products of a CPU give a row the same bits whatever stands beside it
+only for some shapes: measured with torch 2.13, fp32 rows differ for 1, 2, 3, 5 and 7 rows and agree from 8 on in steps of
+4; bf16 rows always agree. With one thread answers were then equal bit by bit in every batch size; with two, attention
+still rounds a row differently once in some thousand tokens. Knows no sampling and no text.
 """
 
 from __future__ import annotations

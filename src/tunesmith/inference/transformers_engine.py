@@ -4,8 +4,7 @@ Owns the decoding loop. Knows no chat template, no recipe and no metric.
 
 Each prompt goes through the model alone (after the part all prompts share, which goes through once); then up to
 `batch_size` rows decode side by side, and a row that has ended makes room for the next prompt at once. A row's answer
-does not depend on its neighbours beyond rounding, and on a CPU not even there (see kv_slots.py), so an evaluation that
-was killed and resumed ends in the same answers.
+does not depend on its neighbours beyond rounding. The same prompts in one call give the same bits again.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """evaluate: base, tuned and (if there is one) teacher answer the test rows; scores with errors, and a report to read.
 
 Wiring only: checkpoint, renderer, engine, teacher and metrics meet here. Every answer and every loss is written under
-scratch/ as it arrives, so a killed evaluation redoes only what was not finished; the files of the artifact are written
-at the end, in the order of the test rows.
+scratch/ as it arrives, so a killed evaluation continues with what was not finished; the files of the artifact are
+written at the end, in the order of the test rows.
 """
 
 from __future__ import annotations
@@ -53,6 +53,7 @@ from tunesmith.types import (
 
 VERSION = 1
 
+_BATCHES_PER_GROUP = 4  # more: fewer ends at which a batch runs empty; fewer: less to repeat after a kill
 SAMPLES, SCORES, REPORT = "samples.jsonl", "scores.json", "report.html"
 
 
@@ -218,19 +219,37 @@ def _measure_losses(job: _Job, name: str, model: Any, rows: list[int], done: _Co
 
 
 def _answer(job: _Job, name: str, model: Any, rows: list[int], done: _Contestant, log: RecordLog) -> None:
-    def note(index: int, completion: Completion) -> None:
-        done.answers[rows[index]] = completion
-        log.append(_Answered(row=rows[index], completion=completion))
-        job.progress(f"{name}: answers", len(done.answers), len(job.rows))
-
     engine = TransformersEngine(
         model,
         decode=job.renderer.decode,
         batch_size=job.ctx.runtime.eval_batch_size,
         shared_prefix=_shared_prefix(job),
     )
-    engine.generate([each for row in rows if (each := job.prompts[row]) is not None], job.sampling, note)
+    missing = set(rows)
+    for group in _groups(job):
+        if missing.isdisjoint(group):
+            continue
+
+        def note(index: int, completion: Completion, group: list[int] = group) -> None:
+            if group[index] in missing:
+                done.answers[group[index]] = completion
+                log.append(_Answered(row=group[index], completion=completion))
+                job.progress(f"{name}: answers", len(done.answers), len(job.rows))
+
+        engine.generate([each for row in group if (each := job.prompts[row]) is not None], job.sampling, note)
     engine.close()
+
+
+def _groups(job: _Job) -> list[list[int]]:
+    """Rows that are answered in one go, like lengths together.
+
+    Low-order bits of an answer's numbers can depend on what ran beside it, so a resumed evaluation repeats an unfinished
+    group as a whole (and writes down only what is missing): then it ends in the same answers.
+    """
+    lengths = {row: len(prompt.input_ids) for row, prompt in enumerate(job.prompts) if prompt is not None}
+    order = sorted(lengths, key=lambda row: (lengths[row], row))
+    size = _BATCHES_PER_GROUP * job.ctx.runtime.eval_batch_size
+    return [order[start : start + size] for start in range(0, len(order), size)]
 
 
 def _shared_prefix(job: _Job) -> tuple[int, ...]:
