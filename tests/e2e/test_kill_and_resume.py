@@ -84,6 +84,7 @@ class TeacherServer:
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self._server.daemon_threads = True
+        self._server.handle_error = lambda *_: None  # a killed client hangs up
         self.url = f"http://127.0.0.1:{self._server.server_port}/v1"
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
 
@@ -165,8 +166,9 @@ def recorded_requests(root: Path) -> set[str]:
     found: set[str] = set()
     for path in [*root.glob("partial/generate-*/answers.jsonl"), *root.glob("artifacts/generate-*/answers.jsonl")]:
         for line in path.read_bytes().splitlines(keepends=True):
-            if line.endswith(b"\n"):
-                messages = json.loads(line)["request"]["messages"]
+            entry = json.loads(line) if line.endswith(b"\n") else {}
+            if "request" in entry:  # an answer; lines without one only say that a request was sent
+                messages = entry["request"]["messages"]
                 found.add(json.dumps([{"role": m["role"], "content": m["content"]} for m in messages], sort_keys=True))
     return found
 
