@@ -29,7 +29,7 @@ def _say_where_to_look(console: Console, run: Run, root: Path | None) -> None:
 
     evaluation = run.artifact("evaluate")
     if evaluation is not None:
-        table = score_table(evaluation)
+        table = score_table(evaluation, console.width)
         if table is not None:
             console.print()
             console.print(table)

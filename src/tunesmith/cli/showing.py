@@ -18,6 +18,7 @@ from tunesmith.store import Run, default_root, find_run, list_runs
 from tunesmith.types import Artifact, Conversation, Sample
 
 MAX_LINES_SHOWN = 3
+WIDE_ENOUGH = 120  # characters the score table takes with its last column
 
 
 def show(run_name: str | None, stage: str | None, sample: str | None, *, tokens: bool, root: Path | None) -> None:
@@ -66,20 +67,23 @@ def _show_run(console: Console, run: Run) -> None:
         table.add_row(stage, duration(manifest.provenance["seconds"]), counts, manifest.digest[:12])
     console.print(table)
     evaluation = run.artifact("evaluate")
-    scores = score_table(evaluation) if evaluation else None
+    scores = score_table(evaluation, console.width) if evaluation else None
     if scores is not None:
         console.print(scores)
         console.print(f"every answer: {escape(str(run.path / 'evaluate' / 'report.html'))}", highlight=False)
     console.print(f"look closer: tunesmith show {run.name} STAGE, or --sample N --tokens", style="dim", highlight=False)
 
 
-def score_table(evaluation: Artifact) -> Table | None:
-    """The scores of an evaluation as a table; None where nothing was evaluated."""
+def score_table(evaluation: Artifact, width: int) -> Table | None:
+    """The scores of an evaluation as a table; None where nothing was evaluated. Where `width` characters are too few,
+    the comparison is left to the report."""
     from tunesmith.judging.report import score_table_rows
 
     rows = score_table_rows(json.loads(evaluation.file("scores.json").read_text(encoding="utf-8")))
     if len(rows) < 2:
         return None
+    if width < WIDE_ENOUGH and len(rows[0]) > 3:
+        rows = [row[:-1] for row in rows]
     table = Table(box=None, header_style="bold", title="held-out test rows", title_justify="left")
     for index, heading in enumerate(rows[0]):
         table.add_column(escape(heading), justify="left" if index == 0 else "right")
