@@ -91,9 +91,7 @@ def verdict(scores: Mapping[str, Any]) -> list[str]:
     ):
         if metric == "json_valid" and sentences:
             continue  # the schema says it already
-        parts = [
-            f"{_WHO[name]} on {_of(scores[name][metric])}" for name in names if _measured(scores, name, metric)
-        ]
+        parts = [f"{_WHO[name]} on {_of(scores[name][metric])}" for name in names if _measured(scores, name, metric)]
         if parts:
             subject, _, count = parts[0].partition(" on ")
             sentences.append("; ".join([f"{subject} {wording} on {count} test rows", *parts[1:]]) + ".")

@@ -23,7 +23,6 @@ def open_teacher(
     if section.kind != "local":
         return build_teacher(section, where=where, runtime=runtime, files=files)
     from tunesmith.chat.renderer import Renderer  # torch and llama.cpp only where a local teacher is wanted
-
     from tunesmith.inference.llama_cpp import LlamaCppEngine
     from tunesmith.model.catalog import fetch_gguf
 
