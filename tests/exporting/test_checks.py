@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_models import build_tokenizer
 
+from small_models import build_tokenizer
 from tunesmith.errors import ExportError
 from tunesmith.exporting.agreement import (
     AnswerAgreement,

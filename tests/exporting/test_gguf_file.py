@@ -11,9 +11,9 @@ import pytest
 import torch
 from gguf import GGMLQuantizationType, GGUFReader, quants
 from safetensors.torch import load_file, save_file
-from small_models import STOP_ID, TEMPLATE, build_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from small_models import STOP_ID, TEMPLATE, build_model
 from tunesmith.errors import ExportError
 from tunesmith.exporting.agreement import collect_answers, compare_answers
 from tunesmith.exporting.checks import check_answers, check_read_back, check_tokens

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_models import TEMPLATE, build_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from small_models import TEMPLATE, build_model
 from tunesmith.errors import ExportError
 from tunesmith.exporting.merged import base_dtype, save_merged
 
