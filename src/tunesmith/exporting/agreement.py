@@ -61,14 +61,15 @@ class AnswerAgreement:
 
 
 @torch.no_grad()
-def compute_logits(model: Any, rows: Sequence[Sequence[int]]) -> list[Tensor]:
-    """fp32 logits (T, V) of each row of ids, one row at a time (no padding can blur them)."""
+def compute_logits(model: Any, rows: Sequence[Sequence[int]], last: int) -> list[Tensor]:
+    """fp32 logits of the `last` positions of each row of ids (T, V), one row at a time (no padding can blur them)."""
     model.eval()
     device = next(model.parameters()).device
-    return [
-        model(input_ids=torch.tensor([list(row)], device=device), use_cache=False).logits[0].float().cpu()
-        for row in rows
-    ]
+    logits: list[Tensor] = []
+    for row in rows:
+        ids = torch.tensor([list(row)], device=device)
+        logits.append(model(input_ids=ids, use_cache=False, logits_to_keep=last).logits[0].float().cpu())
+    return logits
 
 
 def compare_logits(first: Sequence[Tensor], second: Sequence[Tensor]) -> LogitAgreement:

@@ -23,7 +23,7 @@ Tokenize = Callable[[Sequence[str]], list[list[int]]]
 
 MAX_CAST_KL = 0.05
 """Nats per position that casting the merged weights to the base model's type may cost. Measured on SmolLM2-135M, bf16,
-after LoRA: 0.0003 to 0.002."""
+after LoRA of rank 16 on 100 rows: 0.00003."""
 
 MAX_TIE_GAP = 0.1
 """A greedy answer in f16 may leave the reference's only where the two best logits are this near."""
@@ -31,8 +31,8 @@ MAX_TIE_GAP = 0.1
 
 @dataclass(frozen=True)
 class AnswerLimits:
-    """How far the greedy answers of a file may be from the reference's. A wrong conversion is far beyond all of them:
-    with q and k left unpermuted SmolLM2 agrees on a tenth of the tokens."""
+    """How far the greedy answers of a file may be from the reference's. A wrong conversion is beyond all of them: with q
+    and k left unpermuted SmolLM2-135M is 2.6 nats a token away and agrees on half of the tokens."""
 
     mean_logprob_difference: float
     equal_token_share: float

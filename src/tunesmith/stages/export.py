@@ -11,6 +11,7 @@ import gc
 import os
 import shutil
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,7 +21,7 @@ import orjson
 import torch
 
 from tunesmith.chat.renderer import Renderer, check_template
-from tunesmith.errors import ExportError
+from tunesmith.errors import DataError, ExportError
 from tunesmith.events import Note, Progress
 from tunesmith.exporting.agreement import collect_answers, compare_answers, compare_logits, compute_logits
 from tunesmith.exporting.card import CardFacts, write_card, write_modelfile
@@ -41,7 +42,8 @@ from tunesmith.types import Conversation, Inputs, Outcome, Task
 
 VERSION = 1
 
-_LOGIT_ROWS, _LOGIT_TOKENS = 8, 256  # conversations, and tokens of each, on which weights are compared
+_LOGIT_ROWS, _LOGIT_TOKENS = 8, 192  # conversations, and tokens of each at most, on which weights are compared
+_LOGIT_POSITIONS = 64  # of each, its last: where the answer is
 _ANSWER_TOKENS = 32  # length of the greedy answers that are compared
 _LONGEST_PROMPT = 1024  # tokens; longer prompts are not used for checking
 
@@ -106,6 +108,8 @@ def _open(section: Export, inputs: Inputs, out_dir: Path, ctx: Context) -> _Job:
     rows = read_records(curated.file("test.jsonl"), Conversation)
     threads = ctx.runtime.num_threads
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    num_threads = cores if threads == "auto" else threads
+    torch.set_num_threads(num_threads)
     (out_dir / "scratch").mkdir(exist_ok=True)
     return _Job(
         section=section,
@@ -118,7 +122,7 @@ def _open(section: Export, inputs: Inputs, out_dir: Path, ctx: Context) -> _Job:
         stop_ids=tuple(checkpoint.facts["stop_ids"]),
         name=export_name(base.facts["name"]),
         rows=rows or read_records(curated.file("train.jsonl"), Conversation),
-        num_threads=cores if threads == "auto" else threads,
+        num_threads=num_threads,
     )
 
 
@@ -141,15 +145,15 @@ def _merge(job: _Job, merged_dir: Path) -> dict[str, Any]:
         return orjson.loads(record.read_bytes())
     shutil.rmtree(merged_dir, ignore_errors=True)  # there without its record: not known to be right
     job.progress("merge", 0, 4, "steps")
-    samples = job.renderer.render_batch([row.messages for row in job.rows[:_LOGIT_ROWS]], "everything")
-    rows = [sample.input_ids[:_LOGIT_TOKENS].tolist() for sample in samples if not isinstance(sample, Exception)]
+    rows = _logit_rows(job)
     dtype = base_dtype(job.base_dir)
     model = load_checkpoint(job.inputs["train"], job.base_dir, device="cpu", dtype=torch.float32)
-    trained = compute_logits(model, rows)
+    logits = partial(compute_logits, rows=rows, last=_LOGIT_POSITIONS)
+    trained = logits(model)
     job.progress("merge", 1, 4, "steps")
     if adapter_layers(model):
         model = merge_adapter(model)
-    merged = check_merge(compare_logits(trained, compute_logits(model, rows)), job.section.max_logit_difference)
+    merged = check_merge(compare_logits(trained, logits(model)), job.section.max_logit_difference)
     job.progress("merge", 2, 4, "steps")
     making = job.scratch / "merging"
     shutil.rmtree(making, ignore_errors=True)
@@ -161,12 +165,28 @@ def _merge(job: _Job, merged_dir: Path) -> dict[str, Any]:
     saved = load_model(making, device="cpu", dtype=torch.float32)
     found = {
         "merge": merged,
-        "cast": check_cast(compare_logits(trained, compute_logits(saved, rows)), str(dtype).removeprefix("torch.")),
+        "cast": check_cast(compare_logits(trained, logits(saved)), str(dtype).removeprefix("torch.")),
     }
     write_atomic(record, orjson.dumps(found))
     making.rename(merged_dir)
     job.progress("merge", 4, 4, "steps")
     return found
+
+
+def _logit_rows(job: _Job) -> list[list[int]]:
+    rows: list[list[int]] = []
+    for row in job.rows:
+        (sample,) = job.renderer.render_batch([row.messages], "everything")
+        if not isinstance(sample, DataError):  # a row the template refuses was not trained on either
+            rows.append(sample.input_ids[-_LOGIT_TOKENS:].tolist())
+        if len(rows) == _LOGIT_ROWS:
+            break
+    if not rows:
+        raise ExportError(
+            "the chat template refuses every row of the curated data, so the merge cannot be checked",
+            hint="look at the test rows: `tunesmith show`",
+        )
+    return rows
 
 
 def _write_ggufs(job: _Job, merged_dir: Path, quantisations: tuple[str, ...]) -> dict[str, Any]:
@@ -230,11 +250,13 @@ def _check_prompts(job: _Job) -> list[Prompt]:
     limit = min(_LONGEST_PROMPT, job.inputs["base_model"].facts["context_length"] - _ANSWER_TOKENS - 1)
     prompts: list[Prompt] = []
     for row in job.rows:
-        if len(prompts) < wanted:
+        if len(prompts) == wanted:
+            break
+        with suppress(DataError):  # a row the template refuses: evaluate reports it
             prompt = job.renderer.prompt(row.prompt)
             prompts += [prompt] if len(prompt.input_ids) <= limit else []
     if len(prompts) < wanted:
-        message = f"greedy answers are compared on {len(prompts)} prompts, not {wanted}: there are no more short rows"
+        message = f"greedy answers are compared on {len(prompts)} prompts, not {wanted}: there are no more usable rows"
         job.ctx.events.emit(Note(level="warning", message=message))
     return prompts
 
