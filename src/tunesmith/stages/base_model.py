@@ -16,8 +16,6 @@ from tunesmith.recipe import BaseModelSection
 from tunesmith.store import write_atomic
 from tunesmith.types import Inputs, Outcome
 
-VERSION = 1
-
 
 def run(section: BaseModelSection, inputs: Inputs, out_dir: Path, ctx: Context) -> Outcome:
     """Fetch the model. The weights stay in the cache: the artifact holds their digest and, in a log, their place."""

@@ -21,7 +21,6 @@ from tunesmith.recipe import Curate
 from tunesmith.text.jsonl import read_records, write_records
 from tunesmith.types import Conversation, Excluded, Inputs, Outcome, Task
 
-VERSION = 1
 _ROWS_PER_EVENT = 500
 _REMEDIES = {
     "no_reply": "every row needs a reply: check the names of the columns, or let a `generate` section write rows",

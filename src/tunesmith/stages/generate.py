@@ -19,8 +19,6 @@ from tunesmith.teachers.ledger import Ledger, LedgerClient
 from tunesmith.text.jsonl import read_records, write_records
 from tunesmith.types import Completion, Conversation, Excluded, Inputs, Outcome, Task
 
-VERSION = 1
-
 
 class Tally:
     """Rows and answers so far, told to the sink at every change."""

@@ -18,7 +18,6 @@ from tunesmith.recipe import Ingest
 from tunesmith.text.jsonl import write_records
 from tunesmith.types import Conversation, Excluded, Inputs, Outcome, Task
 
-VERSION = 1
 _ROWS_PER_EVENT = 1000
 
 
