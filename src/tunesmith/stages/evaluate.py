@@ -51,7 +51,6 @@ from tunesmith.types import (
     TeacherRequest,
 )
 
-
 _BATCHES_PER_GROUP = 4  # more: fewer ends at which a batch runs empty; fewer: less to repeat after a kill
 SAMPLES, SCORES, REPORT = "samples.jsonl", "scores.json", "report.html"
 

@@ -40,7 +40,6 @@ from tunesmith.store import write_atomic
 from tunesmith.text.jsonl import read_records
 from tunesmith.types import Conversation, Inputs, Outcome, Task
 
-
 _LOGIT_ROWS, _LOGIT_TOKENS = 8, 192  # conversations, and tokens of each at most, on which weights are compared
 _LOGIT_POSITIONS = 64  # of each, its last: where the answer is
 _ANSWER_TOKENS = 32  # length of the greedy answers that are compared

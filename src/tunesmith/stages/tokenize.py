@@ -25,7 +25,6 @@ from tunesmith.text.jsonl import read_records, write_records
 from tunesmith.training.packing import plan_packs
 from tunesmith.types import Artifact, Conversation, Excluded, Inputs, Outcome, Record, Rendered
 
-
 SAMPLES = "samples.safetensors"
 ROWS = "rows.jsonl"
 DROPPED = "dropped.jsonl"

@@ -35,7 +35,6 @@ from tunesmith.training.probing import probe_model
 from tunesmith.training.saving import check_saved_adapter, check_saved_model, first_sample, save_full_model
 from tunesmith.types import Artifact, Inputs, Outcome
 
-
 LOSSES_FILE = "losses.jsonl"
 METRICS_FILE = "logs/metrics.jsonl"
 
