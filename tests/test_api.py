@@ -98,7 +98,7 @@ def test_train_call_typed_call_and_switch(tmp_path: Path, tiny_model_dir: Path, 
         with pytest.raises(EngineError, match="no Ticket"):
             engine("my brakes failed", Ticket, max_tokens=2)
         engine.model = str(smollm2.gguf)
-        assert "Paris" in engine("What is the capital of France?", max_tokens=20)
+        assert "4" in engine("What is 2+2?", max_tokens=24)
         engine.model = "no-such-model"
         with pytest.raises(TunesmithError):
             engine("hello")

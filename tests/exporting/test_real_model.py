@@ -40,8 +40,8 @@ def test_the_embedded_model_is_written_and_answers(smollm2, tmp_path, quantisati
         smollm2.path / "tokenizer.json", lambda texts: tokenize_natively(path, texts, parse_special=True), path
     )
     assert tokens["num_equal"] == 500
-    prompt = renderer.prompt([Message(role="user", content="What is the capital of France")])
+    prompt = renderer.prompt([Message(role="user", content="What is 2+2?")])
     with LlamaCppEngine(path, context_length=256, num_slots=1, num_threads=1) as engine:
-        (answer,) = engine.generate_batch([prompt], SamplingParams(max_tokens=16))
-    assert "Paris" in answer.text
+        (answer,) = engine.generate_batch([prompt], SamplingParams(max_tokens=24))
+    assert "4" in answer.text
     assert answer.finish_reason == "stop"
