@@ -6,7 +6,6 @@ it. Knows where models come from; loading them into memory is model/load.py's. I
 
 from __future__ import annotations
 
-import functools
 import os
 import re
 from dataclasses import asdict, dataclass, replace
@@ -14,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import orjson
-import yaml
 
 from tunesmith.errors import ModelError, nearest
 from tunesmith.events import Note, NullSink
 from tunesmith.hashing import digest_json
 from tunesmith.model import cache, folder, hub, packages
+from tunesmith.model.builtin import BuiltIn, built_in_models
 from tunesmith.model.gguf import convert_gguf, convert_gguf_tokenizer, read_gguf_metadata
 from tunesmith.protocols import EventSink
 from tunesmith.store import write_atomic
@@ -72,44 +71,6 @@ class ModelListing:
     licence: str
     source: str
     at_hand: bool
-
-
-@dataclass(frozen=True)
-class BuiltIn:
-    """One entry of catalog.yaml."""
-
-    name: str
-    purpose: str
-    hub: str
-    licence: str
-    num_parameters: int
-    packages: tuple[tuple[str, str], ...]  # (requirement, member)
-    wheel_sha256: tuple[str, ...]
-    download_bytes: int
-    gguf_bytes: int
-    gguf_sha256: str
-    folder_bytes: int
-
-    @property
-    def folder_name(self) -> str:
-        """Name of its cache entries."""
-        return f"{self.name}-{self.gguf_sha256[:8]}"
-
-
-@functools.cache
-def built_in_models() -> dict[str, BuiltIn]:
-    """The catalog."""
-    raw: dict[str, Any] = yaml.safe_load((Path(__file__).parent / "catalog.yaml").read_text(encoding="utf-8"))
-    models = {}
-    for name, entry in raw.items():
-        slices = entry.pop("slices", 1)
-        pairs = zip(entry.pop("packages"), entry.pop("members"), strict=True)
-        parts = tuple(
-            (package.format(n=n), member.format(n=n)) for package, member in pairs for n in range(1, slices + 1)
-        )
-        wheels = tuple(entry.pop("wheel_sha256", ()))
-        models[name] = BuiltIn(name=name, packages=parts, wheel_sha256=wheels, **entry)
-    return models
 
 
 def fetch_model(name: str, *, revision: str | None = None, events: EventSink) -> FetchedModel:
