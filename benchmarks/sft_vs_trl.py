@@ -201,7 +201,7 @@ def run_ours(spec_path: Path, result_path: Path) -> None:
             section,
             learning_rate=spec["learning_rate"],
             pack_length=spec["pack_length"],
-            pace=Pace(1, 1_000_000, 1, 1, False),
+            pace=Pace(1, 1_000_000, 1, 1, False, True),
             checkpoint_dir=Path(folder) / "checkpoints",
             metrics_path=Path(folder) / "metrics.jsonl",
             events=CallbackSink(watch),

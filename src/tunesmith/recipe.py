@@ -326,13 +326,16 @@ class Runtime(Section):
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third slower."""
 
+    share_prefixes: bool = True
+    """Compute what samples of a micro batch begin with in common (a system prompt, earlier turns) only once."""
+
     checkpoint_every_steps: int | Auto = "auto"
     """Steps between training checkpoints; auto = about once a minute."""
 
     log_every_steps: int = Field(default=1, ge=1)
     """Steps between two loss lines."""
 
-    eval_batch_size: int = Field(default=16, ge=1)
+    eval_batch_size: int = Field(default=32, ge=1)
     """Prompts answered side by side in evaluation."""
 
     teacher_concurrency: int = Field(default=16, ge=1)

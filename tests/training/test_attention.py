@@ -44,7 +44,7 @@ def random_heads(tokens: int, *, heads: int = 6, key_heads: int = 2) -> list[tor
 def test_outputs_and_gradients_equal_a_block_diagonal_mask(lengths: list[int], key_heads: int) -> None:
     inputs = random_heads(sum(lengths), key_heads=key_heads)
     expected = plain_attention(*inputs, 0.3, lengths)
-    found = attend(*inputs, 0.3, lengths, 0.0)
+    found = attend(*inputs, 0.3, build_segments(lengths), 0.0)
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
     direction = torch.randn(expected.shape, generator=torch.Generator().manual_seed(2))
     for ours, theirs in zip(
@@ -55,7 +55,7 @@ def test_outputs_and_gradients_equal_a_block_diagonal_mask(lengths: list[int], k
 
 def test_gradients_pass_gradcheck_in_double_precision() -> None:
     inputs = [tensor.detach().double().requires_grad_() for tensor in random_heads(9)]
-    found = torch.autograd.grad(attend(*inputs, 0.25, [4, 5], 0.0).sum(), inputs)
+    found = torch.autograd.grad(attend(*inputs, 0.25, build_segments([4, 5]), 0.0).sum(), inputs)
     expected = torch.autograd.grad(plain_attention(*inputs, 0.25, [4, 5]).sum(), inputs)
     for ours, theirs in zip(found, expected, strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-5)  # scores are fp32 inside
@@ -66,7 +66,7 @@ def test_bf16_is_as_near_to_fp32_as_torchs_own_kernel() -> None:
     wide = [tensor.detach().float().requires_grad_() for tensor in inputs]
     direction = torch.ones(1, 200, 6, 16)
     exact = torch.autograd.grad(plain_attention(*wide, 0.25, [200]), wide, direction)
-    found = torch.autograd.grad(attend(*inputs, 0.25, [200], 0.0), inputs, direction.bfloat16())
+    found = torch.autograd.grad(attend(*inputs, 0.25, build_segments([200]), 0.0), inputs, direction.bfloat16())
     for ours, true in zip(found, exact, strict=True):
         assert (ours.float() - true).norm() / true.norm() < 0.01
 
@@ -76,9 +76,9 @@ def test_a_token_of_one_sample_moves_no_bit_of_another(kind: str, tmp_path: Path
     model = load_model(build_model(tmp_path, kind), device="cpu", dtype=torch.float32)
     samples = make_samples([9, 30, 12])
     with varlen_forward(model), torch.no_grad():
-        before = hidden_states(model, build_batch(samples, (0, 1, 2), CPU))
+        before = hidden_states(model, build_batch(samples, (0, 1, 2), CPU, share_prefixes=False))
         for changed, row in ((0, 4), (2, 9 + 3), (1, 9 + 12 + 8)):  # they lie in order of length: 0, 2, 1
-            disturbed = build_batch(samples, (0, 1, 2), CPU)
+            disturbed = build_batch(samples, (0, 1, 2), CPU, share_prefixes=False)
             disturbed.input_ids[0, row] = (disturbed.input_ids[0, row] + 1) % 300
             moved = (hidden_states(model, disturbed) != before).any(-1)
             first = {0: 0, 2: 9, 1: 21}[changed]
@@ -94,7 +94,7 @@ def test_packed_hidden_states_equal_each_sample_alone_so_positions_restart(
     model = load_model(build_model(tmp_path, kind), device="cpu", dtype=torch.float32)
     samples = make_samples([21, 400, 8])
     with varlen_forward(model), torch.no_grad():
-        packed = hidden_states(model, build_batch(samples, (0, 1, 2), CPU)).split([8, 21, 400])
+        packed = hidden_states(model, build_batch(samples, (0, 1, 2), CPU, share_prefixes=False)).split([8, 21, 400])
     for index, found in zip((2, 0, 1), packed, strict=True):
         ids = torch.from_numpy(samples.input_ids[samples.rows(index)].astype("int64"))[None]
         with torch.no_grad():
@@ -111,12 +111,12 @@ def test_a_call_without_segments_is_an_error() -> None:
 def test_a_mask_beside_the_segments_is_an_error() -> None:
     q, k, v = random_heads(4)
     with pytest.raises(TrainingError, match="no mask"):
-        varlen_attention(SimpleNamespace(), q, k, v, torch.ones(4, 4), segments=build_segments([4], CPU))
+        varlen_attention(SimpleNamespace(), q, k, v, torch.ones(4, 4), segments=build_segments([4]))
 
 
 def test_a_sliding_window_acts_only_where_it_is_shorter_than_a_sample() -> None:
     q, k, v = random_heads(6)
-    segments = build_segments([6], CPU)
+    segments = build_segments([6])
     wide, _ = varlen_attention(SimpleNamespace(), q, k, v, None, segments=segments, sliding_window=6)
     torch.testing.assert_close(wide, plain_attention(q, k, v, 16**-0.5, [6]), atol=1e-5, rtol=1e-5)
     with pytest.raises(ModelError, match=r"sliding_window \(5 tokens"):
@@ -127,7 +127,7 @@ def test_a_sliding_window_acts_only_where_it_is_shorter_than_a_sample() -> None:
 def test_attention_that_is_not_computed_here_is_refused_by_name(option: str) -> None:
     q, k, v = random_heads(3)
     with pytest.raises(ModelError, match=option):
-        varlen_attention(SimpleNamespace(), q, k, v, None, segments=build_segments([3], CPU), **{option: 30.0})
+        varlen_attention(SimpleNamespace(), q, k, v, None, segments=build_segments([3]), **{option: 30.0})
 
 
 def test_the_probe_accepts_the_model_and_leaves_it_as_it_was(tiny_model: Any) -> None:
@@ -147,8 +147,8 @@ def test_the_probe_refuses_a_model_whose_logits_are_scaled(tiny_model: Any) -> N
 def test_the_probe_refuses_attention_that_looks_across_samples(
     tiny_model: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def leaky(q: Any, k: Any, v: Any, scale: float, lengths: Any, dropout: float) -> torch.Tensor:
-        return plain_attention(q, k, v, scale, [sum(lengths)]) + v.mean(2).repeat(1, 2, 1)[:, None]
+    def leaky(q: Any, k: Any, v: Any, scale: float, segments: Any, dropout: float) -> torch.Tensor:
+        return plain_attention(q, k, v, scale, [q.shape[2]]) + v.mean(2).repeat(1, 2, 1)[:, None]
 
     monkeypatch.setattr("tunesmith.training.attention.attend", leaky)
     with pytest.raises(ModelError, match="can see its neighbour"):

@@ -11,6 +11,7 @@ import torch
 from safetensors.numpy import save_file
 
 from tunesmith.errors import DataError
+from tunesmith.training.attention import build_segments
 from tunesmith.training.batches import Samples, build_batch, load_samples
 
 CPU = torch.device("cpu")
@@ -28,11 +29,11 @@ def write(path: Path, mask: list[int], lengths: list[int]) -> Path:
 
 def test_a_batch_holds_the_samples_end_to_end_in_order_of_length(tmp_path: Path) -> None:
     samples = load_samples(write(tmp_path / "s", [0, 1, 1, 0, 1, 0, 0, 1, 1], [3, 2, 4]), ["a", "b", "c"])
-    batch = build_batch(samples, (2, 0, 1), CPU)
+    batch = build_batch(samples, (2, 0, 1), CPU, share_prefixes=False)
     assert batch.samples == (1, 0, 2)
     assert batch.input_ids.tolist() == [[3, 4, 0, 1, 2, 5, 6, 7, 8]]
     assert batch.position_ids.tolist() == [[0, 1, 0, 1, 2, 0, 1, 2, 3]]
-    assert batch.segments.lengths == (2, 3, 4) and batch.segments.cu_seqlens.tolist() == [0, 2, 5, 9]
+    assert batch.segments == build_segments([2, 3, 4])
     assert batch.rows.tolist() == [0, 2, 3, 6, 7]
     assert batch.targets.tolist() == [4, 1, 2, 7, 8]
     assert batch.num_tokens == 9
@@ -41,13 +42,22 @@ def test_a_batch_holds_the_samples_end_to_end_in_order_of_length(tmp_path: Path)
 def test_targets_are_counted_before_any_batch_is_built(make_samples: Any) -> None:
     samples = make_samples([5, 1, 8, 2, 33])
     for indices in ([0], [2, 4], [0, 2, 3, 4]):
-        assert int(samples.num_targets[indices].sum()) == len(build_batch(samples, indices, CPU).rows)
+        assert int(samples.num_targets[indices].sum()) == len(
+            build_batch(samples, indices, CPU, share_prefixes=True).rows
+        )
 
 
 def test_a_supervised_first_token_is_no_target(tmp_path: Path) -> None:
     samples = load_samples(write(tmp_path / "s", [1, 1, 1, 0, 1], [3, 2]), ["a", "b"])
     assert samples.num_targets.tolist() == [2, 1]
-    assert build_batch(samples, (0, 1), CPU).targets.tolist() == [4, 1, 2]
+    assert build_batch(samples, (0, 1), CPU, share_prefixes=True).targets.tolist() == [4, 1, 2]
+
+
+def test_no_row_predicts_the_first_token_of_the_next_sample(tmp_path: Path) -> None:
+    samples = load_samples(write(tmp_path / "s", [1, 1, 1, 1, 1], [2, 3]), ["a", "b"])
+    batch = build_batch(samples, (0, 1), CPU, share_prefixes=False)
+    assert batch.rows.tolist() == [0, 2, 3]
+    assert batch.targets.tolist() == [1, 3, 4]
 
 
 def test_a_sample_without_a_target_is_an_error_that_names_its_row(tmp_path: Path) -> None:

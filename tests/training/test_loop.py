@@ -42,6 +42,7 @@ def start(tiny_dir: Path, tmp_path: Path, make_samples: Any, with_adapter: Any, 
             "keep_checkpoints": 2,
             "log_every_steps": 1,
             "gradient_checkpointing": False,
+            "share_prefixes": True,
         }
         return train(
             model,

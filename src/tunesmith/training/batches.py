@@ -1,9 +1,9 @@
 """From tokenized samples on disk to the tensors of one forward pass.
 
-Owns the in-memory form of samples and of a micro batch: the samples of its packs end to end in one row, no padding.
-Refuses to know models and optimisers.
+Owns the in-memory form of samples and of a micro batch: the samples of its packs in one row, no padding, common beginnings
+once where that pays. Refuses to know models and optimisers.
 
-Legend: T tokens, N tokens that predict a supervised one, S samples.
+Legend: R rows of tokens, N supervised tokens to predict, S samples.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from tunesmith.errors import DataError
-from tunesmith.training.attention import Segments, build_segments
-from tunesmith.training.packing import build_pack, target_rows
+from tunesmith.training.attention import Segments
+from tunesmith.training.prefixes import WORTH_IT, Layout, lay_as_trie, lay_end_to_end
 
 
 @dataclass(frozen=True)
@@ -65,17 +65,13 @@ class Samples:
 class Batch:
     """What one forward pass reads."""
 
-    input_ids: torch.Tensor  # (1, T)
-    position_ids: torch.Tensor  # (1, T), restart at 0 with every sample
+    input_ids: torch.Tensor  # (1, R)
+    position_ids: torch.Tensor  # (1, R), restart at 0 with every sample
     segments: Segments
-    rows: torch.Tensor  # (N,) positions that predict
+    rows: torch.Tensor  # (N,) rows that predict; the last row of a shared beginning once for every sample
     targets: torch.Tensor  # (N,) what they should predict
     samples: tuple[int, ...]  # indices into Samples
-
-    @property
-    def num_tokens(self) -> int:
-        """Real tokens; there are no others."""
-        return self.input_ids.shape[1]
+    num_tokens: int  # real tokens of the samples; at least R
 
 
 def load_samples(path: Path, ids: Sequence[str]) -> Samples:
@@ -93,18 +89,32 @@ def load_samples(path: Path, ids: Sequence[str]) -> Samples:
     return samples
 
 
-def build_batch(samples: Samples, indices: Sequence[int], device: torch.device) -> Batch:
-    """Tensors of some samples. They lie in order of length: neighbours of like length share attention calls, and no
-    sample sees another, so the order changes nothing else."""
+def build_batch(samples: Samples, indices: Sequence[int], device: torch.device, *, share_prefixes: bool) -> Batch:
+    """Tensors of some samples, in order of length. No sample sees another, so the order changes nothing.
+
+    share_prefixes: common beginnings stand in the row once (see prefixes.py), where that saves a twentieth.
+    """
     order = sorted(indices, key=lambda index: (int(samples.lengths[index]), index))
-    places = [samples.rows(index) for index in order]
-    pack = build_pack([(samples.input_ids[place], samples.loss_mask[place]) for place in places])
-    rows, targets = target_rows(pack)
+    layout = _lay([samples.input_ids[samples.rows(index)] for index in order], share_prefixes)
+    rows: list[NDArray[np.int64]] = []
+    targets: list[NDArray[np.integer]] = []
+    for index, row_of in zip(order, layout.row_of, strict=True):
+        place = samples.rows(index)
+        predicted = np.flatnonzero(samples.loss_mask[place][1:])  # token t + 1 is predicted by the row of token t
+        rows.append(row_of[predicted])
+        targets.append(samples.input_ids[place][predicted + 1])
     return Batch(
-        input_ids=torch.from_numpy(pack.input_ids)[None].to(device),
-        position_ids=torch.from_numpy(pack.position_ids)[None].to(device),
-        segments=build_segments([int(samples.lengths[index]) for index in order], device),
-        rows=torch.from_numpy(rows).to(device),
-        targets=torch.from_numpy(targets).to(device),
+        input_ids=torch.from_numpy(layout.input_ids)[None].to(device),
+        position_ids=torch.from_numpy(layout.position_ids)[None].to(device),
+        segments=layout.segments,
+        rows=torch.from_numpy(np.concatenate(rows)).to(device),
+        targets=torch.from_numpy(np.concatenate(targets).astype(np.int64)).to(device),
         samples=tuple(order),
+        num_tokens=int(samples.lengths[order].sum()),
     )
+
+
+def _lay(sequences: list[NDArray[np.integer]], share_prefixes: bool) -> Layout:
+    if share_prefixes and len(sequences) > 1 and (layout := lay_as_trie(sequences)).ratio >= WORTH_IT:
+        return layout
+    return lay_end_to_end(sequences)

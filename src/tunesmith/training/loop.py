@@ -14,7 +14,7 @@ import math
 import resource
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from tunesmith.protocols import EventSink
 from tunesmith.recipe import Train
 from tunesmith.training.batches import Batch, Samples, build_batch
 from tunesmith.training.losses import LOSSES, Loss
-from tunesmith.training.probing import hidden_states, output_head, refuse_loss, varlen_forward
+from tunesmith.training.probing import draws_dropout, hidden_states, output_head, refuse_loss, varlen_forward
 from tunesmith.training.schedule import StepPlan, learning_rate_at, micro_batches
 from tunesmith.training.weights import TrainableWeights
 from tunesmith.types import Record
@@ -54,6 +54,7 @@ class Pace:
     keep_checkpoints: int
     log_every_steps: int
     gradient_checkpointing: bool
+    share_prefixes: bool
 
 
 @dataclass(frozen=True)
@@ -141,6 +142,7 @@ class _Training:
             rng_seed=section.rng_seed,
         )
         self.num_steps = self.plan.num_steps
+        self.share_prefixes = pace.share_prefixes and not draws_dropout(model)
         self.weights = TrainableWeights(
             model,
             learning_rate=learning_rate,
@@ -194,7 +196,7 @@ class _Training:
         total, tokens = 0.0, 0
         self.weights.drop_gradients()
         for members in micro_batches(packs, self.pace.micro_batch_size):
-            batch = build_batch(self.samples, members, self.device)
+            batch = self._batch(members)
             total += self._forward_backward(batch, count, step)
             tokens += batch.num_tokens
         loss = StepLoss(step=step + 1, loss=total / count, num_supervised=count)
@@ -202,7 +204,7 @@ class _Training:
         if not math.isfinite(norm):
             bad = self.weights.bad_gradients()
             what = f"the gradient of {bad[-1] if bad else 'the weights'} is not finite (loss {loss.loss:.4g})"
-            raise self._refusal(build_batch(self.samples, indices, self.device), step, what)
+            raise self._refusal(self._batch(indices), step, what)
         rate = learning_rate_at(
             step,
             self.num_steps,
@@ -216,6 +218,9 @@ class _Training:
         self.done = step + 1
         self.whole = True
         return loss, rate, norm, tokens
+
+    def _batch(self, members: Sequence[int]) -> Batch:
+        return build_batch(self.samples, members, self.device, share_prefixes=self.share_prefixes)
 
     def _forward_backward(self, batch: Batch, count: int, step: int) -> float:
         """Adds this batch's share of the gradient; returns its summed loss."""

@@ -1,8 +1,7 @@
-"""Which samples share a pack, in which order, and the arrays of a pack. Pure functions of lengths and a seed.
+"""Which samples share a pack, and in which order. Pure functions of lengths and a seed.
 
-Owns the plan (best-fit-decreasing over the whole set), its spread over ranks, and the layout of a pack: positions that
-restart and segment ids that say where one sample ends. Refuses to know tokenizers, tensors and models. A pack holds
-no padding: whoever needs a fixed shape adds it and knows it by position.
+Owns the plan (best-fit-decreasing over the whole set) and its spread over ranks. Refuses to know tokenizers, tensors and
+models. A pack holds no padding: whoever needs a fixed shape adds it and knows it by position.
 """
 
 from __future__ import annotations
@@ -51,22 +50,6 @@ class StepPlan:
         """Share of the full steps' room that holds tokens, in [0, 1]."""
         room = len(self.steps) * self.num_ranks * self.pack_length
         return self.num_tokens / room if room else 0.0
-
-
-@dataclass(frozen=True)
-class Pack:
-    """Samples laid end to end. T tokens, S samples."""
-
-    input_ids: NDArray[np.int64]  # (T,)
-    loss_mask: NDArray[np.bool_]  # (T,) token i is a training target
-    position_ids: NDArray[np.int64]  # (T,) restart at 0 with every sample
-    segment_ids: NDArray[np.int32]  # (T,) 0 .. S-1
-    cu_seqlens: NDArray[np.int32]  # (S + 1,) where each sample starts, and the end
-
-    @property
-    def max_seqlen(self) -> int:
-        """Length of the longest sample."""
-        return int(np.diff(self.cu_seqlens).max())
 
 
 class _Capacities:
@@ -149,41 +132,6 @@ def plan_steps(
         num_ranks=num_ranks,
         num_tokens=sum(int(checked[pack].sum()) for pack in full),
     )
-
-
-def build_pack(samples: Sequence[tuple[NDArray[np.integer], NDArray[np.generic]]]) -> Pack:
-    """Lay samples end to end. samples: (input_ids (T,), loss_mask (T,), any integer or bool dtype) of each.
-
-    Raises DataError for an empty pack, an empty sample, or an input_ids and loss_mask of different lengths.
-    """
-    if not samples:
-        raise DataError("a pack needs at least one sample")
-    for index, (input_ids, loss_mask) in enumerate(samples):
-        if input_ids.ndim != 1 or input_ids.shape != loss_mask.shape or not len(input_ids):
-            raise DataError(
-                f"sample {index} of the pack has {input_ids.shape} input_ids and a loss_mask of {loss_mask.shape}, "
-                "expected two equal one-dimensional shapes that are not empty"
-            )
-    lengths = np.array([len(input_ids) for input_ids, _ in samples], dtype=np.int64)
-    ends = np.cumsum(lengths)
-    starts = ends - lengths
-    return Pack(
-        input_ids=np.concatenate([input_ids for input_ids, _ in samples]).astype(np.int64),
-        loss_mask=np.concatenate([loss_mask for _, loss_mask in samples]).astype(np.bool_),
-        position_ids=np.arange(int(ends[-1]), dtype=np.int64) - np.repeat(starts, lengths),
-        segment_ids=np.repeat(np.arange(len(samples), dtype=np.int32), lengths),
-        cu_seqlens=np.concatenate([[0], ends]).astype(np.int32),
-    )
-
-
-def target_rows(pack: Pack) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """(positions that predict a supervised token (N,), the ids they should predict (N,)).
-
-    Position i predicts token i + 1 of the same sample; the last token of a sample predicts nothing.
-    """
-    predicts = pack.loss_mask[1:] & (pack.segment_ids[1:] == pack.segment_ids[:-1])
-    rows = np.flatnonzero(predicts).astype(np.int64)
-    return rows, pack.input_ids[rows + 1]
 
 
 def _checked(lengths: Sequence[int] | NDArray[np.integer], pack_length: int) -> NDArray[np.int64]:

@@ -47,6 +47,14 @@ def hidden_states(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
     return output.last_hidden_state[0]
 
 
+def draws_dropout(model: nn.Module) -> bool:
+    """Whether some layer of the model zeroes activations at random while it trains."""
+    names = ("dropout", "attention_dropout")
+    rates = [getattr(layer, name, 0.0) for layer in model.modules() for name in names]
+    rates += [layer.p for layer in model.modules() if isinstance(layer, nn.Dropout)]
+    return any(isinstance(rate, float) and rate > 0 for rate in rates)
+
+
 def output_head(model: PreTrainedModel) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Weight (V, D) and bias (V,) or None of the output head."""
     head: Any = model.get_output_embeddings()
@@ -134,4 +142,4 @@ def _probe_batch(samples: list[torch.Tensor], device: torch.device) -> Batch:
     ids = torch.cat(samples)[None].to(device)
     positions = torch.cat([torch.arange(len(sample)) for sample in samples])[None].to(device)
     nothing = torch.empty(0, dtype=torch.int64, device=device)
-    return Batch(ids, positions, build_segments([len(s) for s in samples], device), nothing, nothing, ())
+    return Batch(ids, positions, build_segments([len(s) for s in samples]), nothing, nothing, (), ids.shape[1])
