@@ -200,3 +200,29 @@ def test_training_leaves_the_callers_random_numbers_alone(start: Any) -> None:
     torch.manual_seed(99)
     start("random", section={"lora_dropout": 0.2, "max_steps": 2})
     assert torch.equal(torch.rand(3), expected)
+
+
+def under_one_prompt(make_samples: Any) -> Samples:
+    """Twelve samples whose first ten tokens are the same, where they have as many."""
+    samples = make_samples([max(length, 10) for length in LENGTHS])
+    for index in range(len(LENGTHS)):
+        samples.input_ids[samples.rows(index)][:10] = range(50, 60)
+    return samples
+
+
+def test_sharing_beginnings_changes_nothing_but_the_work(start: Any, make_samples: Any, sink: Any) -> None:
+    section = {"global_batch_size": 4}
+    samples = under_one_prompt(make_samples)
+    shared = start("shared", section=section, samples=samples, pace={"micro_batch_size": 4})
+    note = next(event.message for event in sink.events if isinstance(event, Note) and "share" in event.message)
+    assert "279 tokens are computed as 179 (1.56x)" in note  # two micro batches: ten of twelve beginnings saved
+    apart = start("apart", section=section, samples=samples, pace={"micro_batch_size": 4, "share_prefixes": False})
+    assert losses(shared) == pytest.approx(losses(apart), rel=1e-5)
+    for name, weight in apart.weights.items():
+        torch.testing.assert_close(shared.weights[name], weight, atol=3e-4, rtol=0)
+
+
+def test_dropout_turns_sharing_off(start: Any, make_samples: Any, sink: Any) -> None:
+    section = {"lora_dropout": 0.1, "max_steps": 1}
+    start("dropout", section=section, samples=under_one_prompt(make_samples))
+    assert not [event for event in sink.events if isinstance(event, Note) and "share" in event.message]

@@ -30,11 +30,12 @@ from tunesmith.recipe import Train
 from tunesmith.training.batches import Batch, Samples, build_batch
 from tunesmith.training.losses import LOSSES, Loss
 from tunesmith.training.probing import draws_dropout, hidden_states, output_head, refuse_loss, varlen_forward
-from tunesmith.training.schedule import StepPlan, learning_rate_at, micro_batches
+from tunesmith.training.schedule import Pack, StepPlan, learning_rate_at, micro_batches
 from tunesmith.training.weights import TrainableWeights
 from tunesmith.types import Record
 
 _AUTO_CHECKPOINT_SECONDS = 60.0
+_STEPS_LOOKED_AT = 64  # before the first one, to say what sharing beginnings saves
 
 
 class StepLoss(Record):
@@ -169,6 +170,7 @@ class _Training:
 
     def run(self) -> None:
         """All steps that are left."""
+        self._note_sharing()
         self.metrics_path.parent.mkdir(parents=True, exist_ok=True)
         self._progress({})
         try:
@@ -186,6 +188,23 @@ class _Training:
             if self.whole and self.done > self.saved_step:
                 self.save()
             raise
+
+    def _note_sharing(self) -> None:
+        """Say what shared beginnings save, where they do."""
+        if not self.share_prefixes:
+            return
+        size = self.pace.micro_batch_size
+        batches = [self._batch(each) for step in self._first_steps() for each in micro_batches(step, size)]
+        tokens = sum(batch.num_tokens for batch in batches)
+        rows = sum(batch.input_ids.shape[1] for batch in batches)
+        if tokens > rows:
+            saved = f"{tokens:,} tokens are computed as {rows:,} ({tokens / rows:.2f}x)"
+            steps = min(self.plan.steps_per_epoch, _STEPS_LOOKED_AT)
+            scope = f"the first {steps} steps" if steps < self.plan.steps_per_epoch else "an epoch"
+            self.events.emit(Note(message=f"samples share beginnings: {saved} in {scope}"))
+
+    def _first_steps(self) -> list[tuple[Pack, ...]]:
+        return [self.plan.packs(step) for step in range(min(self.plan.steps_per_epoch, _STEPS_LOOKED_AT))]
 
     def _step(self, step: int) -> tuple[StepLoss, float, float, int]:
         """One optimiser step: (loss, learning rate, gradient norm, real tokens)."""
