@@ -10,7 +10,9 @@ import pytest
 from pydantic import BaseModel
 
 import tunesmith
+from tunesmith import api
 from tunesmith.errors import DataError, EngineError, RecipeError, TunesmithError
+from tunesmith.events import Note
 
 WORDS = [
     "amber",
@@ -80,6 +82,35 @@ def test_a_wrong_training_parameter_names_the_right_one(tmp_path: Path) -> None:
     with pytest.raises(RecipeError) as caught:
         engine.train(lora_r=4)
     assert "train.lora_rank" in str(caught.value.hint)
+
+
+def test_a_wrong_sampling_parameter_names_the_nearest(tmp_path: Path) -> None:
+    engine = tunesmith.Engine(root=tmp_path)
+    with pytest.raises(RecipeError, match="no parameter `max_token`") as caught:
+        engine("hello", max_token=6)
+    assert "max_tokens" in str(caught.value.hint)
+    with pytest.raises(RecipeError, match="temperature"):
+        engine("hello", temperature=-1)
+
+
+def test_a_typed_answer_has_no_room_for_keys_the_type_does_not_name() -> None:
+    class Part(BaseModel):
+        name: str
+
+    class Whole(BaseModel):
+        parts: list[Part]
+        extra: dict[str, int] = {}
+
+    schema = api._closed(Whole.model_json_schema())
+    assert schema["additionalProperties"] is False
+    assert schema["$defs"]["Part"]["additionalProperties"] is False
+    assert schema["properties"]["extra"]["additionalProperties"] == {"type": "integer"}
+
+
+def test_warnings_of_a_run_reach_those_who_gave_no_sink(tmp_path: Path) -> None:
+    engine = tunesmith.Engine(root=tmp_path)
+    with pytest.warns(UserWarning, match="2 rows stay out"):
+        engine.events.emit(Note(level="warning", message="2 rows stay out"))
 
 
 @pytest.mark.real

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import types
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tunesmith import pipeline
-from tunesmith.errors import DataError, RecipeError
+from tunesmith.errors import EXTRAS, DataError, MissingExtra, RecipeError
 from tunesmith.events import NullSink, StageFailed, StageFinished, StageStarted, read_events
 from tunesmith.resolve import ResolvedRecipe, resolve_mapping
 from tunesmith.store import Store
@@ -164,3 +165,45 @@ def test_a_torn_last_event_is_left_out(tmp_path: Path, store: Store, fake: FakeS
     with run.events_path.open("ab") as stream:
         stream.write(b'{"type":"note","mess')
     assert len(read_events(run.events_path)) == whole
+
+
+def test_a_torn_event_is_cut_before_more_are_written(tmp_path: Path, store: Store, fake: FakeStages) -> None:
+    fake.fail_in = "curate"
+    with pytest.raises(DataError):
+        pipeline.execute(recipe(tmp_path), store, NullSink())
+    events = store.root / "desk-001" / "events.jsonl"
+    events.write_bytes(events.read_bytes()[:-20])
+    before = len(read_events(events))
+    fake.fail_in = None
+    run = pipeline.execute(recipe(tmp_path), store, NullSink())
+    assert run.name == "desk-001"
+    after = read_events(events)
+    assert len(after) > before and after[-1].type == "run_finished"
+
+
+def test_a_missing_package_is_said_before_the_first_stage(
+    tmp_path: Path, store: Store, fake: FakeStages, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = (*pipeline.STAGES[:2], pipeline.StageSpec("base_model", 1, needs=("curate",), packages=("gguf",)))
+    monkeypatch.setattr(pipeline, "STAGES", table)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(MissingExtra, match="the stage `base_model` needs the package 'gguf'") as caught:
+        pipeline.execute(recipe(tmp_path), store, NullSink())
+    assert "tunesmith[train]" in str(caught.value.hint)
+    assert fake.ran == []
+
+
+def test_every_package_a_stage_needs_belongs_to_an_extra() -> None:
+    assert {package for spec in pipeline.STAGES for package in spec.packages} <= set(EXTRAS)
+
+
+@pytest.mark.parametrize("name", ["", "."])
+def test_the_recipes_own_folder_is_no_data_file(tmp_path: Path, store: Store, fake: FakeStages, name: str) -> None:
+    with pytest.raises(RecipeError, match="the recipe's own folder"):
+        pipeline.execute(recipe(tmp_path, ingest={"files": [name]}), store, NullSink())
+
+
+def test_a_pipe_is_no_data_file(tmp_path: Path, store: Store, fake: FakeStages) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(RecipeError, match="no regular file"):
+        pipeline.plan(recipe(tmp_path, ingest={"files": ["pipe"]}), store)

@@ -96,7 +96,9 @@ WHOLE = [
     ("empty", "", "found nothing", "recipe.yaml"),
     ("a list", "- a\n- b\n", "found list", "recipe.yaml"),
     ("missing model", "name: a\ningest:\n  files: x\n", "is missing", "recipe.base_model"),
-    ("bad name", GOOD.replace("desk", "a/b"), "match pattern", "recipe.name"),
+    ("bad name", GOOD.replace("desk", "a/b"), "expected letters, digits", "recipe.name"),
+    ("a date that is none", GOOD + "description: 2026-13-45\n", "a value cannot be read", "recipe.yaml"),
+    ("a list in itself", GOOD + "description: &x [*x]\n", "holds itself", "recipe.yaml"),
     ("nothing to learn from", "name: a\nbase_model: m\n", "nothing to learn from", "ingest.files"),
     ("double key", GOOD + "name: other\n", "stands twice, first in line 1", "recipe.yaml:5"),
     (
@@ -143,3 +145,50 @@ def test_a_mapping_is_checked_the_same_way(tmp_path: Path) -> None:
         resolve_mapping(
             {"name": "a", "base_model": "m", "ingest": {"files": ["x"]}, "train": {"lora_rank": -1}}, folder=tmp_path
         )
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value"),
+    [
+        ("train", "num_epochs", ".inf"),
+        ("train", "num_epochs", "1e300"),
+        ("train", "lora_alpha", ".inf"),
+        ("train", "learning_rate", "-1"),
+        ("train", "learning_rate", ".nan"),
+        ("train", "lora_rank", "100000000"),
+        ("train", "rng_seed", "-5"),
+        ("curate", "rng_seed", "12345678901234567890123"),
+    ],
+)
+def test_numbers_no_stage_could_use_are_refused_before_it(tmp_path: Path, section: str, key: str, value: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(write(tmp_path, GOOD + f"{section}:\n  {key}: {value}\n"))
+    assert f"recipe.{section}.{key}" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("field", "secret"),
+    [
+        ("api_key_env", "abcdef0123456789abcdef0123456789"),
+        ("api_key_env", "sk-proj-abc123"),
+        ("base_url", "http://user:hunter2@127.0.0.1:8000/v1"),
+        ("base_url", "http://127.0.0.1:8000/v1?key=hunter2"),
+    ],
+)
+def test_a_secret_in_a_recipe_is_refused_and_not_repeated(tmp_path: Path, field: str, secret: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(write(tmp_path, GOOD + f"generate:\n  teacher:\n    {field}: {secret}\n"))
+    assert f"teacher.{field}" in str(caught.value)
+    assert secret not in str(caught.value) and "hunter2" not in str(caught.value)
+
+
+def test_a_usual_variable_name_is_accepted(tmp_path: Path) -> None:
+    for name in ("OPENAI_API_KEY", "key", "MY_TEACHERS_KEY_2", "AZURE_OPENAI_4O_MINI_KEY"):
+        load_recipe(write(tmp_path, GOOD + f"generate:\n  teacher:\n    api_key_env: {name}\n"))
+
+
+def test_a_model_folder_is_relative_to_the_recipe_like_every_file(tmp_path: Path) -> None:
+    (tmp_path / "models" / "mine").mkdir(parents=True)
+    found = load_recipe(write(tmp_path, GOOD.replace("smollm2-135m", "models/mine")))
+    assert found.recipe.base_model.name == str((tmp_path / "models" / "mine").resolve())
+    assert load_recipe(write(tmp_path, GOOD)).recipe.base_model.name == "smollm2-135m"

@@ -168,3 +168,25 @@ def test_a_full_disk_names_path_and_size_and_leaves_the_old_file(
     assert str(path) in str(caught.value)
     assert path.read_bytes() == b"old"
     assert [entry.name for entry in tmp_path.iterdir()] == ["run.json"]
+
+
+def test_two_processes_cannot_write_one_run(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.create()
+    run = open_run(store, "desk", "d1")
+    again = Store(tmp_path).lock_run(open_run(store, "desk", "d1"))
+    with store.lock_run(run), pytest.raises(StoreError, match="another process is running desk-001"), again:
+        pass
+
+
+@pytest.mark.parametrize("content", [b"", b'{"name": ', b"[]"])
+def test_a_damaged_record_is_named_and_the_next_run_takes_a_new_number(tmp_path: Path, content: bytes) -> None:
+    store = Store(tmp_path)
+    store.create()
+    run = open_run(store, "desk", "d1")
+    (run.path / "run.json").write_bytes(content)
+    with pytest.raises(StoreError, match="record is damaged"):
+        _ = run.info
+    assert run.damaged
+    assert open_run(store, "desk", "d1").name == "desk-002"
+    assert find_run("latest", tmp_path).name == "desk-002"

@@ -13,14 +13,15 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
+import warnings
 from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from pydantic import BaseModel, ValidationError
 
-from tunesmith.errors import DataError, EngineError, RecipeError
-from tunesmith.events import NullSink
+from tunesmith.errors import DataError, EngineError, RecipeError, nearest
+from tunesmith.events import CallbackSink, Note
 from tunesmith.hashing import digest_json
 from tunesmith.pipeline import execute
 from tunesmith.protocols import EventSink
@@ -61,7 +62,7 @@ class Engine:
         self.system_prompt = system_prompt
         self._endpoint = (base_url, api_key_env)
         self.root = Path(root) if root is not None else default_root()
-        self.events = events or NullSink()
+        self.events = events or CallbackSink(_warn)
         self.run: Run | None = None
         self._rows: list[dict[str, Any]] = []
         self._files: list[Path] = []
@@ -159,8 +160,8 @@ class Engine:
         of SamplingParams (`max_tokens`, `temperature`, `rng_seed`, ...); greedy unless a temperature is given.
         """
         if output_type is not None:
-            sampling["json_schema"] = output_type.model_json_schema()
-        params = SamplingParams(**sampling)
+            sampling["json_schema"] = _closed(output_type.model_json_schema())
+        params = _sampling(sampling)
         requests = request if isinstance(request, list | tuple) else [request]
         texts = self._loop.run(self._answer_all([_as_messages(item) for item in requests], params))
         answers = [_typed(text, output_type) for text in texts]
@@ -282,6 +283,39 @@ def _as_messages(request: Any) -> list[Message]:
     raise DataError(
         f"cannot answer a {type(request).__name__}", where="Engine(...)", hint="give a string or {'messages': [...]}"
     )
+
+
+def _warn(event: Any) -> None:
+    """What a run warns of becomes a Python warning, so that nobody who gives no sink loses it."""
+    if isinstance(event, Note) and event.level == "warning":
+        warnings.warn(event.message, stacklevel=2)
+
+
+def _sampling(given: dict[str, Any]) -> SamplingParams:
+    try:
+        return SamplingParams(**given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(map(str, first["loc"]))
+        close = nearest(name, SamplingParams.model_fields) if first["type"] == "extra_forbidden" else None
+        known = ", ".join(SamplingParams.model_fields)
+        raise RecipeError(
+            f"there is no parameter `{name}`" if first["type"] == "extra_forbidden" else first["msg"],
+            where=name,
+            hint=f"did you mean `{close}`?" if close else f"parameters: {known}",
+        ) from None
+
+
+def _closed(schema: Any) -> Any:
+    """The schema with no room for keys it does not name, which a small model would otherwise invent without end."""
+    if isinstance(schema, list):
+        return [_closed(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    inner = {key: _closed(value) for key, value in schema.items()}
+    if inner.get("type") == "object" and "properties" in inner:
+        inner.setdefault("additionalProperties", False)
+    return inner
 
 
 def _typed(text: str, output_type: type[BaseModel] | None) -> Any:

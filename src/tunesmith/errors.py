@@ -80,8 +80,29 @@ class MissingExtra(TunesmithError, ImportError):
     def __init__(self, module: str, extra: str, purpose: str) -> None:
         super().__init__(
             f"{purpose} needs the package {module!r}, which is not installed",
-            hint=f"pip install 'tunesmith[{extra}]'",
+            hint=f"pip install 'tunesmith[{extra}]', or 'tunesmith[all]' for everything",
         )
+
+
+EXTRAS = {
+    "torch": "train",
+    "numpy": "train",
+    "transformers": "train",
+    "tokenizers": "train",
+    "safetensors": "train",
+    "accelerate": "train",
+    "peft": "train",
+    "psutil": "train",
+    "gguf": "train",
+    "xllamacpp": "serve",
+    "fastapi": "serve",
+    "uvicorn": "serve",
+    "jinja2": "serve",
+    "prometheus_client": "serve",
+    "aiohttp": "data",
+    "pyarrow": "data",
+}
+"""Optional packages, and the extra of this project that installs each."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:

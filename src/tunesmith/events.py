@@ -95,6 +95,7 @@ class JsonlSink:
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
+        _cut_torn_line(path)
         self._stream = path.open("ab")
         self._last_progress: dict[tuple[str, str], float] = {}
 
@@ -151,10 +152,19 @@ class NullSink:
         return None
 
 
+def _cut_torn_line(path: Path) -> None:
+    """A killed run may leave half a line; what is appended must not be glued to it."""
+    if path.exists():
+        data = path.read_bytes()
+        whole = data.rfind(b"\n") + 1
+        if whole < len(data):
+            with path.open("r+b") as stream:
+                stream.truncate(whole)
+
+
 def read_events(path: Path) -> list[Event]:
     """All whole events of a JSONL file; a torn last line (a killed run) is left out."""
     events: list[Event] = []
-    for line in path.read_bytes().splitlines(keepends=True):
-        if line.endswith(b"\n"):
-            events.append(_ADAPTER.validate_json(line))
+    for line in path.read_bytes().split(b"\n")[:-1]:
+        events.append(_ADAPTER.validate_json(line))
     return events

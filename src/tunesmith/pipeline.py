@@ -8,13 +8,14 @@ runs, and no torch.
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from tunesmith.errors import RecipeError, StoreError, TunesmithError
+from tunesmith.errors import EXTRAS, MissingExtra, RecipeError, StoreError, TunesmithError
 from tunesmith.events import (
     FanOut,
     JsonlSink,
@@ -42,6 +43,7 @@ class StageSpec:
     version: int  # bump by hand when the same inputs give other outputs
     needs: tuple[str, ...] = ()
     uses: tuple[str, ...] = ()
+    packages: tuple[str, ...] = ()  # of the extras: looked for before the first stage starts
 
     @property
     def module(self) -> str:
@@ -49,15 +51,17 @@ class StageSpec:
         return f"tunesmith.stages.{self.name}"
 
 
+_MODELS = ("torch", "numpy", "transformers", "tokenizers", "safetensors", "peft", "gguf", "jinja2")
+
 STAGES: tuple[StageSpec, ...] = (
     StageSpec("ingest", 1),
     StageSpec("generate", 1, needs=("ingest",)),
     StageSpec("curate", 1, needs=("ingest",), uses=("generate",)),
-    StageSpec("base_model", 1),
-    StageSpec("tokenize", 1, needs=("curate", "base_model")),
-    StageSpec("train", 1, needs=("tokenize", "base_model")),
-    StageSpec("evaluate", 1, needs=("train", "curate", "base_model")),
-    StageSpec("export", 1, needs=("train", "curate", "base_model"), uses=("evaluate",)),
+    StageSpec("base_model", 1, packages=_MODELS),
+    StageSpec("tokenize", 1, needs=("curate", "base_model"), packages=_MODELS),
+    StageSpec("train", 1, needs=("tokenize", "base_model"), packages=_MODELS),
+    StageSpec("evaluate", 1, needs=("train", "curate", "base_model"), packages=_MODELS),
+    StageSpec("export", 1, needs=("train", "curate", "base_model"), uses=("evaluate",), packages=_MODELS),
 )
 
 
@@ -80,7 +84,7 @@ class Plan:
     stages: tuple[PlannedStage, ...]
 
     def as_json(self) -> list[dict[str, Any]]:
-        """For plan.json: stage, status and key (None where it is not known yet)."""
+        """For people and programs: stage, status and key (None where it is not known yet)."""
         return [
             {"stage": stage.spec.name, "status": stage.status, "key": stage.identity.key if stage.identity else None}
             for stage in self.stages
@@ -112,9 +116,22 @@ def execute(resolved: ResolvedRecipe, store: Store, events: EventSink) -> Run:
 
     Raises what a stage raises, after recording it. Calling again continues where it stopped.
     """
-    recipe = resolved.recipe
+    _check_packages(resolved.recipe)
     store.create()
-    run = open_run(store, recipe.name, digest_json(recipe.model_dump(mode="json")))
+    run = open_run(store, resolved.recipe.name, digest_json(resolved.recipe.model_dump(mode="json")))
+    with store.lock_run(run):
+        return _execute_run(run, resolved, store, events)
+
+
+def _check_packages(recipe: Recipe) -> None:
+    for spec, _ in _wanted(recipe):
+        for package in spec.packages:
+            if importlib.util.find_spec(package) is None:
+                raise MissingExtra(package, EXTRAS[package], f"the stage `{spec.name}`")
+
+
+def _execute_run(run: Run, resolved: ResolvedRecipe, store: Store, events: EventSink) -> Run:
+    recipe = resolved.recipe
     write_atomic(run.path / "recipe.yaml", resolved.as_written.encode())
     write_atomic(run.path / "recipe.resolved.yaml", resolved.as_yaml().encode())
     log = JsonlSink(run.events_path)
@@ -215,6 +232,12 @@ def _find_or_set_aside(store: Store, identity: Identity, sink: EventSink) -> Art
 def _locate(name: str, folder: Path) -> Path:
     path = Path(name).expanduser()
     path = path if path.is_absolute() else folder / path
+    if not name.strip() or path.resolve() == folder.resolve():
+        raise RecipeError(
+            f"{name!r} is the recipe's own folder, not a file of examples", where=str(path), hint="name the file"
+        )
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise RecipeError(f"{name} is no regular file", where=str(path), hint="save what it gives to a file first")
     if not path.exists():
         near = sorted(entry.name for entry in path.parent.iterdir())[:8] if path.parent.is_dir() else []
         raise RecipeError(

@@ -7,9 +7,11 @@ the data or the machine decides. What cannot change a result beyond rounding liv
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 Auto = Literal["auto"]
 
@@ -18,13 +20,40 @@ def _as_list(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
+def _environment_name(value: str) -> str:
+    """Refuses what may be the key itself, without repeating it: names are short and made of words."""
+    longest_run = max(map(len, value.split("_")), default=0)
+    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]{0,63}", value) or (longest_run > 20 and re.search(r"\d", value)):
+        raise ValueError(
+            "this is no name of an environment variable (it may be the key itself, and a recipe is no place for it): "
+            "put the key into a variable and write the variable's name here"
+        )
+    return value
+
+
+def _address(value: str) -> str:
+    """Refuses parts of an address that hold secrets, without repeating them."""
+    parts = urlsplit(value)
+    if "@" in parts.netloc or parts.query or parts.fragment:
+        raise ValueError(
+            "the address holds a user, a password, a query or a fragment, which would be written into every run: "
+            "give the key by `api_key_env`"
+        )
+    return value
+
+
+EnvironmentName = Annotated[str, AfterValidator(_environment_name)]
+Address = Annotated[str, AfterValidator(_address)]
+RngSeed = Annotated[int, Field(ge=0, lt=2**31)]
 StrList = Annotated[tuple[str, ...], BeforeValidator(_as_list)]
 
 
 class Section(BaseModel):
     """Base of every section: frozen, unknown keys refused, descriptions taken from the docstrings under the fields."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True, allow_inf_nan=False
+    )
 
     def file_names(self) -> list[str]:
         """Files this section names, as written; the pipeline hands them to the stage and hashes their content."""
@@ -65,7 +94,7 @@ class Ingest(Section):
     licence: str | None = None
     """Licence of the files; travels with every row."""
 
-    rng_seed: int = 17
+    rng_seed: RngSeed = 17
     """Seed of the split."""
 
     def file_names(self) -> list[str]:
@@ -82,10 +111,10 @@ class TeacherSection(Section):
     model: str = "gpt-4o-mini"
     """Model name at the endpoint; for local: anything `base_model.name` takes."""
 
-    base_url: str = "https://api.openai.com/v1"
+    base_url: Address = "https://api.openai.com/v1"
     """Endpoint of kind openai, up to and including /v1."""
 
-    api_key_env: str | None = "OPENAI_API_KEY"
+    api_key_env: EnvironmentName | None = "OPENAI_API_KEY"
     """NAME of the environment variable that holds the key; null for endpoints without one."""
 
     price_usd_per_mtok: tuple[Annotated[float, Field(ge=0)], Annotated[float, Field(ge=0)]] | None = None
@@ -149,7 +178,7 @@ class Generate(Section):
     language: Literal["en", "zh"] = "en"
     """Language of the prompts."""
 
-    rng_seed: int = 17
+    rng_seed: RngSeed = 17
     """Seed of the draws of examples."""
 
     def file_names(self) -> list[str]:
@@ -183,7 +212,7 @@ class Curate(Section):
     check_schema: bool = True
     """Exclude rows whose reply breaks `ingest.output_schema`."""
 
-    rng_seed: int = 17
+    rng_seed: RngSeed = 17
     """Seed of the split."""
 
 
@@ -218,7 +247,7 @@ class Train(Section):
     loss: str = "cross_entropy"
     """Which loss of the loss layer is minimised."""
 
-    lora_rank: int = Field(default=16, ge=1)
+    lora_rank: int = Field(default=16, ge=1, le=8192)
     """Rank of the added matrices."""
 
     lora_alpha: float = Field(default=32, gt=0)
@@ -230,7 +259,7 @@ class Train(Section):
     lora_target_modules: StrList = ("all-linear",)
     """Names of the linear maps that get an adapter; all-linear = every one except the output head."""
 
-    learning_rate: float | Auto = "auto"
+    learning_rate: Annotated[float, Field(gt=0, le=1)] | Auto = "auto"
     """Peak learning rate; auto = 2e-4 for lora, 1e-5 for full."""
 
     lr_schedule: Literal["cosine", "linear", "constant"] = "cosine"
@@ -239,7 +268,7 @@ class Train(Section):
     warmup_ratio: float = Field(default=0.03, ge=0, lt=1)
     """Share of the steps over which the learning rate rises."""
 
-    num_epochs: float = Field(default=3, gt=0)
+    num_epochs: float = Field(default=3, gt=0, le=10_000)
     """Passes over the data."""
 
     max_steps: int | None = Field(default=None, ge=1)
@@ -260,7 +289,7 @@ class Train(Section):
     max_grad_norm: float = Field(default=1.0, gt=0)
     """Gradients are scaled down to this norm."""
 
-    rng_seed: int = 17
+    rng_seed: RngSeed = 17
     """Seed of adapter initialisation, dropout and data order."""
 
 
@@ -288,7 +317,7 @@ class Evaluate(Section):
     max_failures: int = Field(default=20, ge=0)
     """Teacher answers that may fail before the stage gives up."""
 
-    rng_seed: int = 17
+    rng_seed: RngSeed = 17
     """Seed of sampling."""
 
     def file_names(self) -> list[str]:

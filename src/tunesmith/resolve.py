@@ -67,6 +67,11 @@ def _resolve(
         recipe = Recipe.model_validate(data)
     except ValidationError as error:
         raise _explain(error, data, lines, name) from None
+    beside = folder / recipe.base_model.name
+    if not Path(recipe.base_model.name).is_absolute() and beside.exists() and recipe.base_model.name.strip():
+        # Like every file name of a recipe: relative to its folder, wherever the command was typed.
+        base_model = recipe.base_model.model_copy(update={"name": str(beside.resolve())})
+        recipe = recipe.model_copy(update={"base_model": base_model})
     if recipe.train.learning_rate == "auto":
         train = recipe.train.model_copy(update={"learning_rate": LEARNING_RATES[recipe.train.method]})
         recipe = recipe.model_copy(update={"train": train})
@@ -79,6 +84,10 @@ def _parse_yaml(text: str, path: Path) -> tuple[dict[str, Any], dict[Location, i
         compose = cast("Callable[..., Any]", yaml.compose)  # pyright: ignore[reportUnknownMemberType]
         node = compose(text, Loader=yaml.SafeLoader)
         data = yaml.safe_load(text)
+        lines: dict[Location, int] = {}
+        _collect_lines(node, (), lines, path.name)
+    except RecipeError:
+        raise
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{path.name}:{mark.line + 1}" if mark else path.name
@@ -86,11 +95,14 @@ def _parse_yaml(text: str, path: Path) -> tuple[dict[str, Any], dict[Location, i
         raise RecipeError(
             f"this is not YAML: {problem}", where=where, hint="check indentation, colons and quotes"
         ) from None
+    except (ValueError, RecursionError) as error:  # a date like 2026-13-45, a list that holds itself
+        problem = "a list or mapping holds itself" if isinstance(error, RecursionError) else str(error)
+        raise RecipeError(
+            f"a value cannot be read: {problem}", where=path.name, hint="put text that looks like a date into quotes"
+        ) from None
     if not isinstance(data, dict):
         found = "nothing" if data is None else type(data).__name__
         raise RecipeError(f"a recipe is a mapping of keys to values, found {found}", where=path.name)
-    lines: dict[Location, int] = {}
-    _collect_lines(node, (), lines, path.name)
     return cast("dict[str, Any]", data), lines
 
 
@@ -122,7 +134,7 @@ def _apply_override(data: dict[str, Any], override: str) -> None:
         )
     try:
         value = yaml.safe_load(value_text)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError, RecursionError):
         raise RecipeError(f"the value is not YAML: {value_text!r}", where=f"--set {path}", hint="quote it") from None
     place = data
     for key in keys[:-1]:
@@ -174,16 +186,23 @@ def _within(location: Location, data: Any) -> Location:
 
 def _describe(item: dict[str, Any], location: Location, kept: Location) -> tuple[str, str | None]:
     kind, value = item["type"], item.get("input")
+    if kind == "string_pattern_mismatch":
+        return "expected letters, digits, dot, dash and underscore, at most 64 of them, found " + _shown(value), None
     if kind == "extra_forbidden":
         return _unknown_key(str(location[-1]), location[:-1])
     if kind == "missing":
         return "is missing", _field_description(location)
     if kind == "value_error":
         return str(item["ctx"]["error"]), None
-    found = repr(value) if len(repr(value)) <= 80 else repr(value)[:77] + "..."
+    found = _shown(value)
     expected = str(item["msg"])
     expected = expected.removeprefix("Input should be ").removeprefix("Value error, ")
     return f"expected {expected}, found {found}", _field_description(kept)
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
 
 
 def _unknown_key(key: str, section: Location) -> tuple[str, str | None]:

@@ -3,7 +3,7 @@
     ROOT/artifacts/<stage>-<key>/   finished, immutable, manifest.json written last
     ROOT/partial/<stage>-<key>/     unfinished: leftovers a resumed stage continues from
     ROOT/locks/                     one lock per key; a killed process frees its locks
-    ROOT/<name>-001/                a run: recipe, resolved recipe, plan, events.jsonl, links to its artifacts
+    ROOT/<name>-001/                a run: recipe, resolved recipe, events.jsonl, links to its artifacts
 
 A commit is one rename. Knows nothing of what a stage does.
 """
@@ -20,7 +20,7 @@ from collections.abc import Generator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import orjson
 from filelock import FileLock, Timeout
@@ -101,12 +101,23 @@ class Store:
     @contextmanager
     def lock(self, identity: Identity) -> Generator[None]:
         """Hold this key. StoreError where another process holds it."""
-        lock = FileLock(self.root / "locks" / f"{_folder_name(identity)}.lock")
+        with self._hold(_folder_name(identity), f"working on the stage `{identity.stage}` of the same run"):
+            yield
+
+    @contextmanager
+    def lock_run(self, run: Run) -> Generator[None]:
+        """Hold a run folder, so that one process writes its events. StoreError where another process holds it."""
+        with self._hold(f"run-{run.name}", f"running {run.name}"):
+            yield
+
+    @contextmanager
+    def _hold(self, name: str, what: str) -> Generator[None]:
+        lock = FileLock(self.root / "locks" / f"{name}.lock")
         try:
             lock.acquire(timeout=0)
         except Timeout:
             raise StoreError(
-                f"another process is working on the stage `{identity.stage}` of the same run",
+                f"another process is {what}",
                 where=str(lock.lock_file),
                 hint="wait for it, or stop it; a killed process frees its lock by itself",
             ) from None
@@ -178,6 +189,9 @@ def verify(artifact: Artifact) -> None:
             raise StoreError("a file of a finished artifact was changed or damaged", where=str(path))
 
 
+_LOST_RECORD = "delete the run folder: its artifacts are kept apart, and the next run finds them"
+
+
 class Run:
     """One run folder. The events file is the truth about what happened."""
 
@@ -196,13 +210,28 @@ class Run:
 
     @property
     def info(self) -> dict[str, Any]:
-        """run.json: recipe digest, status, artifacts by stage."""
-        return orjson.loads((self.path / "run.json").read_bytes())
+        """run.json: recipe digest, status, artifacts by stage. StoreError where it is damaged."""
+        path = self.path / "run.json"
+        try:
+            info = orjson.loads(path.read_bytes())
+        except orjson.JSONDecodeError as error:
+            raise StoreError(f"the run's record is damaged: {error}", where=str(path), hint=_LOST_RECORD) from None
+        if not isinstance(info, dict):
+            raise StoreError("the run's record is damaged: it is no object", where=str(path), hint=_LOST_RECORD)
+        return cast("dict[str, Any]", info)
+
+    @property
+    def damaged(self) -> bool:
+        """Whether `info` cannot be read."""
+        try:
+            return not self.info
+        except StoreError:
+            return True
 
     def update(self, **changes: Any) -> None:
         """Change run.json, atomically."""
         path = self.path / "run.json"
-        info: dict[str, Any] = orjson.loads(path.read_bytes()) if path.exists() else {}
+        info = self.info if path.exists() else {}
         write_atomic(path, orjson.dumps({**info, **changes}, option=orjson.OPT_INDENT_2))
 
     def link(self, stage: str, artifact: Artifact) -> None:
@@ -232,7 +261,8 @@ class Run:
 def open_run(store: Store, name: str, recipe_digest: str) -> Run:
     """The run folder to write to: an unfinished one of the same recipe is continued, else a new number is taken."""
     runs = [run for run in list_runs(store.root) if _base_name(run.name) == name]
-    if runs and runs[-1].info.get("recipe_digest") == recipe_digest and runs[-1].info.get("status") != "finished":
+    last = runs[-1].info if runs and not runs[-1].damaged else {}
+    if last.get("recipe_digest") == recipe_digest and last.get("status") != "finished":
         return runs[-1]
     number = int(runs[-1].name.rsplit("-", 1)[1]) + 1 if runs else 1
     while True:  # two processes may start at once: mkdir decides
@@ -265,7 +295,7 @@ def find_run(reference: str, root: Path) -> Run:
     runs = list_runs(root)
     matching = [run for run in runs if reference in (run.name, _base_name(run.name))]
     if reference == "latest":
-        matching = sorted(runs, key=lambda run: run.info.get("created", 0.0))
+        matching = sorted((run for run in runs if not run.damaged), key=lambda run: run.info.get("created", 0.0))
     if matching:
         return matching[-1]
     names = ", ".join(run.name for run in runs[-8:]) or "none yet"

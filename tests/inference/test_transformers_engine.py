@@ -21,9 +21,9 @@ from transformers import (
 
 from tunesmith.errors import EngineError
 from tunesmith.inference.drawing import Draw, truncate
-from tunesmith.inference.transformers_engine import TransformersEngine, common_prefix, sequence_loss
+from tunesmith.inference.transformers_engine import TransformersEngine, common_prefix
 from tunesmith.protocols import Prompt
-from tunesmith.types import Rendered, SamplingParams
+from tunesmith.types import SamplingParams
 
 VOCABULARY = 97
 STOP = 3
@@ -191,33 +191,6 @@ def test_penalties_turn_a_greedy_answer_away_from_what_it_said() -> None:
     assert [draw.next(logits) for _ in range(4)] == [0, 1, 0, 0]
     draw = Draw(SamplingParams(frequency_penalty=0.2), [1])
     assert [draw.next(logits) for _ in range(4)] == [0, 1, 0, 1]
-
-
-@pytest.mark.parametrize("kind", ["llama", "gemma3"])
-def test_loss_equals_cross_entropy_of_the_whole_forward_at_supervised_places(kind: str, monkeypatch) -> None:
-    monkeypatch.setattr("tunesmith.inference.transformers_engine._CHUNK_TOKENS", 16)  # so that rows have several pieces
-    model = build(kind)
-    source, prefix = random.Random(2), tuple(range(20, 30))
-    rows: list[Rendered] = []
-    for length in (12, 30, 61):
-        ids = (*prefix, *(source.randrange(5, VOCABULARY) for _ in range(length)))
-        mask = tuple(place > 14 and source.random() < 0.5 for place in range(len(ids)))
-        rows.append(Rendered(ids, (0,) * len(ids), mask, (0,) * len(ids), (STOP,), "digest"))
-    for shared in ((), prefix):
-        losses = sequence_loss(model, rows, shared_prefix=shared)
-        for row, loss in zip(rows, losses, strict=True):
-            with torch.no_grad():
-                logits = model(torch.tensor([row.input_ids])).logits[0, :-1].log_softmax(-1)
-            wanted = [place for place, flag in enumerate(row.loss_mask) if flag]
-            expected = -sum(logits[place - 1, row.input_ids[place]].item() for place in wanted)
-            assert loss.num_tokens == len(wanted) > 0
-            assert loss.total == pytest.approx(expected, rel=1e-4)
-
-
-def test_a_row_without_targets_has_no_loss(llama: Any) -> None:
-    row = Rendered((5, 6), (0, 0), (False, False), (0, 0), (), "digest")
-    (loss,) = sequence_loss(llama, [row])
-    assert (loss.total, loss.num_tokens) == (0.0, 0)
 
 
 def test_the_common_prefix_of_sequences() -> None:

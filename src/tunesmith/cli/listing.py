@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from tunesmith.errors import RecipeError, nearest
+from tunesmith.errors import EXTRAS, RecipeError, nearest
 from tunesmith.recipe import Recipe
 
 
@@ -103,16 +103,7 @@ def _section_type(annotation: Any) -> type[BaseModel] | None:
     return next((found for inner in get_args(annotation) if (found := _section_type(inner))), None)
 
 
-PACKAGES = {
-    "torch": "train",
-    "transformers": "train",
-    "peft": "train",
-    "gguf": "train",
-    "xllamacpp": "serve",
-    "fastapi": "serve",
-    "aiohttp": "data",
-    "pyarrow": "data",
-}
+_LOOKED_AT = ("torch", "transformers", "peft", "gguf", "xllamacpp", "fastapi", "aiohttp", "pyarrow")
 
 
 def run_doctor() -> None:
@@ -123,12 +114,13 @@ def run_doctor() -> None:
     table.add_column(overflow="fold")
     table.add_row("python", f"{platform.python_version()} on {platform.platform()}")
     missing: set[str] = set()
-    for package, extra in PACKAGES.items():
+    for package in _LOOKED_AT:
         try:
             table.add_row(package, f"[green]{version(package)}[/]")
         except PackageNotFoundError:
+            extra = EXTRAS[package]
             missing.add(extra)
-            table.add_row(package, f"[yellow]not installed[/]  pip install 'tunesmith[{extra}]'")
+            table.add_row(package, f"[yellow]not installed[/]  pip install 'tunesmith\\[{extra}]'")
     if importlib.util.find_spec("torch"):
         import torch
 

@@ -10,12 +10,14 @@ import os
 import sys
 import traceback
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
 from tunesmith import __version__
-from tunesmith.errors import RecipeError, TunesmithError
+from tunesmith.errors import EXTRAS, RecipeError, TunesmithError
+
+_INTERRUPTED = 130
 
 app = typer.Typer(
     name="tunesmith",
@@ -186,14 +188,14 @@ def doctor() -> None:
 def main() -> None:
     """Entry point of the `tunesmith` command."""
     try:
-        app(standalone_mode=False)
+        status = app(standalone_mode=False)  # typer turns an interrupt into a returned 130
+        if status == _INTERRUPTED:
+            _interrupted()
+        sys.exit(status if isinstance(status, int) else 0)
     except typer.Exit as stop:
         sys.exit(stop.exit_code)
-    except typer.Abort:
-        sys.exit(130)
-    except KeyboardInterrupt:
-        _say("interrupted", hint="the same command continues where it stopped")
-        sys.exit(130)
+    except (typer.Abort, KeyboardInterrupt):
+        _interrupted()
     except TunesmithError as error:
         _say(str(error), hint=error.hint)
         sys.exit(2 if isinstance(error, RecipeError) else 1)
@@ -203,11 +205,22 @@ def main() -> None:
     except OSError as error:
         _say(f"{error.filename or 'the file system'}: {error.strerror or error}", hint="nothing finished was lost")
         sys.exit(1)
+    except ModuleNotFoundError as error:
+        extra = EXTRAS.get((error.name or "").partition(".")[0])
+        if extra is None:
+            _usage_or_crash(error)
+        _say(f"this needs the package {error.name!r}, which is not installed", f"pip install 'tunesmith[{extra}]'")
+        sys.exit(1)
     except Exception as error:  # noqa: BLE001 - the last translator: a fault of ours must not look like theirs
         _usage_or_crash(error)
 
 
-def _usage_or_crash(error: Exception) -> None:
+def _interrupted() -> NoReturn:
+    _say("interrupted", hint="the same command continues where it stopped")
+    sys.exit(_INTERRUPTED)
+
+
+def _usage_or_crash(error: Exception) -> NoReturn:
     show_usage = getattr(error, "show", None)  # click's own usage errors
     if show_usage is not None and hasattr(error, "exit_code"):
         show_usage()
@@ -215,10 +228,16 @@ def _usage_or_crash(error: Exception) -> None:
     if os.environ.get("TUNESMITH_DEBUG"):
         raise error
     crash = Path("tunesmith-crash.txt")
-    crash.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
+    details = "".join(traceback.format_exception(error))
+    try:
+        crash.write_text(details, encoding="utf-8")
+        place = f"details are in {crash}"
+    except OSError:  # a full or read-only folder: then the screen has to hold them
+        print(details, file=sys.stderr)
+        place = "details are above"
     _say(
         f"this is a fault of tunesmith: {type(error).__name__}: {error}",
-        hint=f"details are in {crash}; the same command continues where it stopped",
+        hint=f"{place}; the same command continues where it stopped",
     )
     sys.exit(1)
 

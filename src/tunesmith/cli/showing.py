@@ -38,6 +38,8 @@ def show(run_name: str | None, stage: str | None, sample: str | None, *, tokens:
 
 
 def _show_runs(console: Console, root: Path) -> None:
+    if root.exists() and not root.is_dir():
+        raise StoreError("this is a file, expected the folder that holds the runs", where=str(root))
     runs = list_runs(root)
     if not runs:
         console.print(f"no runs in {escape(str(root))} yet; start one with: tunesmith run RECIPE", highlight=False)
@@ -46,6 +48,9 @@ def _show_runs(console: Console, root: Path) -> None:
     for column in ("run", "status", "when", "stages done"):
         table.add_column(column)
     for run in runs:
+        if run.damaged:
+            table.add_row(run.name, "damaged: run.json cannot be read", "", "")
+            continue
         info = run.info
         when = time.strftime("%Y-%m-%d %H:%M", time.localtime(info.get("created", 0)))
         done = f"{len(info.get('artifacts', {}))} of {len(info.get('stages', []))}"
@@ -162,7 +167,7 @@ def _find_row(curated: Artifact, tokenized: Artifact | None, reference: str) -> 
 
 
 def _lines(path: Path) -> list[str]:
-    return path.read_text(encoding="utf-8").splitlines()
+    return [line for line in path.read_text(encoding="utf-8").split("\n") if line]
 
 
 def _read(line: str) -> Conversation:

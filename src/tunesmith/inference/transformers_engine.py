@@ -1,4 +1,4 @@
-"""Answers many prompts with a transformers model, offline, with exact weights; and measures the loss of given answers.
+"""Answers many prompts with a transformers model, offline, with exact weights.
 
 Owns the decoding loop. Knows no chat template, no recipe and no metric.
 
@@ -21,7 +21,7 @@ from tunesmith.errors import EngineError
 from tunesmith.inference.drawing import Draw
 from tunesmith.inference.kv_slots import ROW_MULTIPLE, Layers, SlotCache, StepMask, layers_of, round_up, seeded
 from tunesmith.protocols import Prompt
-from tunesmith.types import Completion, FinishReason, Rendered, SamplingParams, Usage
+from tunesmith.types import Completion, FinishReason, SamplingParams, Usage
 
 _CHUNK_TOKENS = 512
 """Tokens of one sequence that go through the model at once: bounds the memory of long rows."""
@@ -42,14 +42,6 @@ class _Row:
     def complete(self, text: str, reason: FinishReason) -> Completion:
         usage = Usage(prompt_tokens=len(self.prompt.input_ids), completion_tokens=self.num_made)
         return Completion(text=text, finish_reason=reason, usage=usage, token_ids=self.ids)
-
-
-@dataclass(frozen=True)
-class TokenLoss:
-    """Summed cross-entropy of the supervised tokens of one sequence, in nats, and how many there are."""
-
-    total: float
-    num_tokens: int
 
 
 class TransformersEngine:
@@ -186,29 +178,6 @@ class TransformersEngine:
         return None
 
 
-@torch.inference_mode()
-def sequence_loss(
-    model: Any,
-    rows: Sequence[Rendered],
-    *,
-    shared_prefix: Sequence[int] = (),
-    on_done: Callable[[int, TokenLoss], None] | None = None,
-) -> list[TokenLoss]:
-    """Loss of each row's supervised tokens, in the order of the rows; on_done(index, loss) as each one is measured.
-
-    Each row goes through alone, so its value does not depend on the others. Only the rows of the output head that
-    predict a supervised token are computed, and their log-sum-exp in fp32.
-    """
-    _check_attention(model)
-    prefix = _Prefix(model, shared_prefix)
-    losses: list[TokenLoss] = []
-    for index, row in enumerate(rows):
-        losses.append(prefix.loss(row))
-        if on_done is not None:
-            on_done(index, losses[-1])
-    return losses
-
-
 def common_prefix(sequences: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
     """The ids that all sequences start with; () for none."""
     if not sequences:
@@ -230,31 +199,6 @@ class _Prefix:
         """Keys and values of the whole sequence, and the logits (1, V) after its last token."""
         cache, start = self._start(ids, len(ids) - 1)
         return self._forward(cache, ids, start)
-
-    def loss(self, row: Rendered) -> TokenLoss:
-        """Cross-entropy of the tokens under the loss mask. The first token has nothing before it, so never counts."""
-        targets = [place for place in range(1, len(row.input_ids)) if row.loss_mask[place]]
-        if not targets:
-            return TokenLoss(0.0, 0)
-        cache, start = self._start(row.input_ids, targets[0] - 1)
-        total = 0.0
-        end = targets[-1]  # the last target is predicted, never read
-        while start < end:
-            stop = min(start + _CHUNK_TOKENS, end)
-            wanted = [place for place in targets if start < place <= stop]
-            output = self._model(
-                input_ids=torch.tensor([row.input_ids[start:stop]], device=self._model.device),
-                position_ids=torch.arange(start, stop, device=self._model.device)[None],
-                past_key_values=cache,
-                use_cache=True,
-                logits_to_keep=torch.tensor([place - 1 - start for place in wanted] or [0], device=self._model.device),
-            )
-            if wanted:
-                labels = torch.tensor([row.input_ids[place] for place in wanted], device=self._model.device)
-                logits = output.logits[0].float()  # (number of wanted, V)
-                total += torch.nn.functional.cross_entropy(logits, labels, reduction="sum").item()
-            start = stop
-        return TokenLoss(total, len(targets))
 
     def _start(self, ids: Sequence[int], longest: int) -> tuple[DynamicCache, int]:
         """A cache to continue from and the number of ids in it, at most `longest`."""

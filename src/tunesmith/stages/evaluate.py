@@ -17,13 +17,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import orjson
 import torch
 
 from tunesmith.chat.renderer import Renderer, check_template
 from tunesmith.errors import DataError, TeacherError
 from tunesmith.events import Note, Progress
-from tunesmith.inference.transformers_engine import TokenLoss, TransformersEngine, common_prefix, sequence_loss
+from tunesmith.inference.transformers_engine import TransformersEngine, common_prefix
 from tunesmith.judging.fields import Target, find_target
 from tunesmith.judging.metrics import parse_json, score_answer
 from tunesmith.judging.report import render_report
@@ -37,6 +38,8 @@ from tunesmith.stages.teacher import concurrency_of, open_teacher
 from tunesmith.store import write_atomic
 from tunesmith.teachers.ledger import Ledger, LedgerClient
 from tunesmith.text.jsonl import RecordLog, read_log, read_records, write_records
+from tunesmith.training.batches import Samples
+from tunesmith.training.measuring import TokenLoss, measure_losses
 from tunesmith.types import (
     Completion,
     Conversation,
@@ -213,7 +216,14 @@ def _measure_losses(job: _Job, name: str, model: Any, rows: list[int], done: _Co
         job.progress(f"{name}: loss", len(done.losses), len(job.rows) - len(job.refusals))
 
     rendered = [each for row in rows if (each := job.rendered[row]) is not None]
-    sequence_loss(model, rendered, shared_prefix=_shared_prefix(job), on_done=note)
+    if rendered:
+        samples = Samples(
+            input_ids=np.concatenate([each.input_ids for each in rendered]),
+            loss_mask=np.concatenate([each.loss_mask for each in rendered]),
+            lengths=np.array([len(each.input_ids) for each in rendered], dtype=np.int64),
+            ids=tuple(job.rows[row].id for row in rows),
+        )
+        measure_losses(model, samples, note)
 
 
 def _answer(job: _Job, name: str, model: Any, rows: list[int], done: _Contestant, log: RecordLog) -> None:
