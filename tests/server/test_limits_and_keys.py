@@ -293,3 +293,34 @@ def test_messages_lose_paths_and_length() -> None:
     shown = clean("cannot open /root/.cache/tunesmith/model.gguf or C:\\Users\\me\\x.gguf\n" + "z" * 5000)
     assert "tunesmith" not in shown and "Users" not in shown and len(shown) <= 1000
     assert clean("use temperature/top_p and 1/2") == "use temperature/top_p and 1/2"
+
+
+def test_a_picture_is_refused_as_what_it_is(http: httpx.Client) -> None:
+    parts = [{"type": "text", "text": "see"}, {"type": "image_url", "image_url": {"url": "data:,"}}]
+    error = http.post(CHAT, json={**ASK, "messages": [{"role": "user", "content": parts}]}).json()["error"]
+    assert error["param"] == "messages.0.content.1"
+    assert "parts of type 'image_url' are not supported" in error["message"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "param", "message"),
+    [
+        ({"messages": [{"role": "user", "content": 5}]}, "messages.0.content", "expected text, or a list, found 5"),
+        ({"messages": []}, "messages", "expected at least 1 items, found []"),
+        ({"temperature": 3}, "temperature", "expected at most 2"),
+        ({"n": "x"}, "n", "expected a whole number, found 'x'"),
+        ({"messages": [{"role": "user", "content": "x", "y": 1}]}, "messages.0.y", "unknown parameter: 'messages.0.y'"),
+    ],
+)
+def test_a_refusal_says_what_was_expected(
+    changes: dict[str, Any], param: str, message: str, http: httpx.Client
+) -> None:
+    error = http.post(CHAT, json={**ASK, **changes}).json()["error"]
+    assert error["param"] == param and message in error["message"]
+
+
+def test_every_file_the_page_names_is_served(http: httpx.Client) -> None:
+    page = http.get("/").text
+    for name in ("icon.svg", "chat.css", "chat.js"):
+        assert f'"{name}"' in page and http.get(f"/{name}").status_code == 200
+    assert http.get("/icon.svg").headers["content-type"] == "image/svg+xml"

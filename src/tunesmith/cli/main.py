@@ -110,12 +110,31 @@ def serve(
     api_key_env: Annotated[
         list[str] | None, typer.Option(metavar="NAME", help="Environment variable that holds an accepted API key.")
     ] = None,
-    cors_origin: Annotated[list[str] | None, typer.Option(metavar="ORIGIN", help="A web origin that may call.")] = None,
-    slots: Annotated[int | None, typer.Option(help="Requests answered side by side.")] = None,
-    context_length: Annotated[int | None, typer.Option(help="Tokens one request may use.")] = None,
+    api_key_file: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="File of accepted API keys, one a line.")
+    ] = None,
+    cors_origin: Annotated[
+        list[str] | None,
+        typer.Option(metavar="ORIGIN", help="A web origin that may call, such as https://app.example."),
+    ] = None,
+    allowed_host: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="A host name clients may call this server by.")
+    ] = None,
+    requests_per_minute: Annotated[
+        int | None, typer.Option(metavar="N", help="Requests of one key (or address) a minute; the next one gets 429.")
+    ] = None,
+    max_queue: Annotated[
+        int | None, typer.Option(metavar="N", help="Answers that may wait for a slot; the next one gets 503.")
+    ] = None,
+    slots: Annotated[int | None, typer.Option(metavar="N", help="Requests answered side by side.")] = None,
+    context_length: Annotated[int | None, typer.Option(metavar="N", help="Tokens one request may use.")] = None,
     engine: Annotated[str | None, typer.Option(help="llama_cpp (CPU) or vllm (GPU).")] = None,
     vllm_python: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Python interpreter of the environment that has vLLM.")
+    ] = None,
+    engine_arg: Annotated[
+        list[str] | None,
+        typer.Option(metavar="ARG", help="An argument for vLLM's own server: `--engine-arg=--enforce-eager`."),
     ] = None,
     root: Root = None,
 ) -> None:
@@ -125,17 +144,22 @@ def serve(
     given = {
         "host": host,
         "port": port,
-        "api_key_envs": tuple(api_key_env) if api_key_env else None,
-        "cors_origins": tuple(cors_origin) if cors_origin else None,
+        "api_key_envs": api_key_env,
+        "api_key_file": api_key_file,
+        "cors_origins": cors_origin,
+        "allowed_hosts": allowed_host,
+        "requests_per_minute": requests_per_minute,
+        "max_queue": max_queue,
     }
     serve_model(
         model,
         root,
-        settings={key: value for key, value in given.items() if value is not None},
+        settings=given,
         slots=slots,
         context_length=context_length,
         engine_name=engine,
         vllm_python=vllm_python,
+        engine_args=engine_arg,
     )
 
 

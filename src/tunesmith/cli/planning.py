@@ -10,27 +10,33 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from tunesmith.cli.counting import Counted, count_examples, tokens_of
 from tunesmith.cli.terminal import duration
 from tunesmith.generating.estimate import estimate as estimate_generation
-from tunesmith.model.catalog import built_in_models
+from tunesmith.model.catalog import ModelListing, list_models
 from tunesmith.pipeline import Plan, plan
+from tunesmith.recipe import BaseModelSection, Train
 from tunesmith.resolve import ResolvedRecipe, load_recipe
 from tunesmith.store import Store, default_root
 from tunesmith.teachers.prices import resolve_price
 from tunesmith.training.estimate import estimate_training
 
-BYTES_PER_TOKEN = 4.0
-"""Bytes of a data file per token of it, JSON punctuation included; replaced by counts once the rows are tokenised."""
+TOKENS_PER_ROW = 150
+"""Of a generated row, where there is no example to measure."""
+TOKENS_PER_PACK = 2048
+"""What `tokenize.pack_length: auto` comes to for usual data; replaced by the real figure once the rows are tokenised."""
 
 
 @dataclass(frozen=True)
 class Size:
-    """How much there is to learn. `known` tells counts from guesses."""
+    """How much there is to learn. `known` tells counts from guesses; `counted` is what the example files hold."""
 
     num_rows: int
     num_tokens: int
     num_parameters: int | None
+    tokens_per_pack: float
     known: bool
+    counted: Counted | None = None
 
 
 def show_plan(path: Path, overrides: Sequence[str], root: Path | None) -> None:
@@ -57,30 +63,32 @@ def _measure(planned: Plan) -> Size:
     if "base_model" in made:
         num_parameters = made["base_model"].facts["num_parameters"]
     else:
-        built_in = built_in_models().get(recipe.base_model.name)
-        num_parameters = built_in.num_parameters if built_in else None
+        listing = _listing(recipe.base_model)
+        num_parameters = listing.num_parameters if listing else None
     if "tokenize" in made:
         facts = made["tokenize"].facts
-        return Size(facts["num_samples"], facts["num_tokens"], num_parameters, known=True)
-    num_rows, num_bytes = 0, 0
+        per_pack = facts["num_tokens"] / max(1, facts["num_packs"])
+        return Size(facts["num_samples"], facts["num_tokens"], num_parameters, per_pack, known=True)
+    counted = Counted()
     for name in recipe.ingest.files:
-        place = planned.resolved.folder / name
-        for file in [place] if place.is_file() else sorted(place.rglob("*")):
-            num_bytes += file.stat().st_size
-            num_rows += sum(chunk.count(b"\n") for chunk in _chunks(file))
-    prompt_tokens = len(recipe.ingest.system_prompt or "") / BYTES_PER_TOKEN
-    tokens = num_bytes / BYTES_PER_TOKEN + num_rows * prompt_tokens
-    share = 1 - recipe.ingest.test_fraction
+        counted += count_examples(planned.resolved.folder / Path(name).expanduser())
+    num_rows = counted.num_rows
+    tokens = counted.num_tokens + num_rows * tokens_of(recipe.ingest.system_prompt or "")
+    share = (1 - recipe.ingest.test_fraction) * (1 - recipe.curate.test_fraction)
     if recipe.generate is not None:
         rows = recipe.generate.num_rows
-        tokens += rows * (tokens / num_rows if num_rows else 150)
+        tokens += rows * (tokens / num_rows if num_rows else TOKENS_PER_ROW)
         num_rows += rows
-    return Size(round(num_rows * share), round(tokens * share), num_parameters, known=False)
+    pack_length = recipe.tokenize.pack_length
+    per_pack = TOKENS_PER_PACK if pack_length == "auto" else pack_length
+    return Size(round(num_rows * share), round(tokens * share), num_parameters, per_pack, known=False, counted=counted)
 
 
-def _chunks(path: Path) -> Sequence[bytes]:
-    with path.open("rb") as stream:
-        return list(iter(lambda: stream.read(1 << 20), b""))
+def _listing(section: BaseModelSection) -> ModelListing | None:
+    """What the catalog says of the model; None for one it does not know, or another revision of one it does."""
+    if section.revision is not None:
+        return None
+    return next((listing for listing in list_models() if listing.name == section.name), None)
 
 
 def _expect(stage: str, resolved: ResolvedRecipe, size: Size) -> str:
@@ -92,21 +100,36 @@ def _expect(stage: str, resolved: ResolvedRecipe, size: Size) -> str:
         tokens = guess["prompt_tokens"] + guess["completion_tokens"]
         cap = f", cap ${recipe.generate.budget_usd:,.2f}" if recipe.generate.budget_usd is not None else ""
         return f"{guess['requests']:,} requests, {tokens:,} tokens, about ${guess['usd']:,.2f}{cap}"
+    if stage == "ingest" and size.counted is not None:
+        about = "" if size.counted.exact else "about "
+        unusable = f", {size.counted.num_rejected:,} more cannot be used" if size.counted.num_rejected else ""
+        return f"{about}{size.counted.num_rows:,} rows{unusable}"
     if stage == "base_model":
-        built_in = built_in_models().get(recipe.base_model.name)
-        return f"{built_in.download_bytes / 1e6:,.0f} MB to fetch, once" if built_in else "local files or hub"
+        listing = _listing(recipe.base_model)
+        if listing is None:
+            return "local files or hub"
+        return "at hand" if listing.at_hand else f"{listing.download_bytes / 1e6:,.0f} MB to fetch, once"
     if stage == "tokenize":
         return f"about {size.num_tokens:,} tokens in {size.num_rows:,} rows"
-    if stage == "train" and size.num_parameters:
+    if stage == "train" and size.num_parameters and size.num_tokens:
+        num_epochs = _num_epochs(recipe.train, size)
         guess = estimate_training(
             num_tokens=size.num_tokens,
-            num_epochs=recipe.train.num_epochs,
+            num_epochs=num_epochs,
             num_parameters=size.num_parameters,
             method=recipe.train.method,
         )
-        seen = size.num_tokens * recipe.train.num_epochs
+        seen = size.num_tokens * num_epochs
         return (
             f"{seen:,.0f} tokens, about {guess['memory_bytes'] / 1e9:.1f} GB, "
             f"about {duration(guess['seconds'])} on two CPU cores"
         )
     return ""
+
+
+def _num_epochs(section: Train, size: Size) -> float:
+    """Passes over the data, where `max_steps` may end them before `num_epochs` does."""
+    if section.max_steps is None:
+        return section.num_epochs
+    most_tokens = section.max_steps * section.global_batch_size * size.tokens_per_pack
+    return min(section.num_epochs, most_tokens / size.num_tokens)

@@ -30,6 +30,7 @@ _BOTH = ("application/json", "text/event-stream")
 PAGE = Path(__file__).parent / "page"
 _PAGE_FILES = {
     "": ("index.html", "text/html"),
+    "icon.svg": ("icon.svg", "image/svg+xml"),
     "chat.css": ("chat.css", "text/css"),
     "chat.js": ("chat.js", "text/javascript"),
     "markdown.js": ("markdown.js", "text/javascript"),

@@ -87,7 +87,7 @@ class Doorman:
             return
         raise RequestError(
             403,
-            f"the host name {shorten(name, 100)!r} is not served here; allow it with allowed_hosts",
+            f"the host name {shorten(name, 100)!r} is not served here; `tunesmith serve --allowed-host NAME` adds one",
             code="host_not_allowed",
         )
 
@@ -128,7 +128,9 @@ def _digest(key: str) -> bytes:
 
 def _foreign(origin: str) -> RequestError:
     return RequestError(
-        403, f"pages of {origin!r} may not call this server; allow it with cors_origins", code="origin_not_allowed"
+        403,
+        f"pages of {origin!r} may not call this server; `tunesmith serve --cors-origin ORIGIN` allows one",
+        code="origin_not_allowed",
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, cast
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
@@ -41,7 +41,7 @@ def _as_list(value: Any) -> Any:
 
 def _no_bool(value: Any) -> Any:
     if isinstance(value, bool):
-        raise ValueError("expected a number")
+        raise ValueError(f"expected a number, found {str(value).lower()}")
     return value
 
 
@@ -60,6 +60,14 @@ class Strict(BaseModel):
 class TextPart(Strict):
     type: Literal["text"]
     text: Text
+
+    @model_validator(mode="before")
+    @classmethod
+    def _is_text(cls, value: Any) -> Any:
+        kind = cast("dict[str, Any]", value).get("type") if isinstance(value, dict) else None
+        if isinstance(kind, str) and kind != "text":
+            raise ValueError(f"parts of type {shorten(kind, 80)!r} are not supported: this server reads text alone")
+        return value
 
 
 class ChatMessage(Strict):
@@ -203,18 +211,18 @@ def parse_request(body: dict[str, Any], form: type[Form]) -> Form:
     try:
         return form.model_validate(kept)
     except ValidationError as error:
-        raise _named(error) from None
+        raise _named(error, kept) from None
 
 
 def _asks_for_nothing(key: str, value: Any) -> bool:
     return key in _NOT_OFFERED and (value is None or value in _NOT_OFFERED[key])
 
 
-def _named(error: ValidationError) -> RequestError:
+def _named(error: ValidationError, body: dict[str, Any]) -> RequestError:
     """A complaint about several parameters together is filed under the first one its text names."""
     found = error.errors(include_url=False)[0]
     if found["loc"]:
-        return from_validation(error)
+        return from_validation(error, body)
     message = found["msg"].removeprefix("Value error, ")
     return RequestError(400, message, param=message.split()[0], code="invalid_value")
 

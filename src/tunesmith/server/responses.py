@@ -8,10 +8,11 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import orjson
 from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 from starlette.responses import Response
 
 from tunesmith.errors import DataError, TunesmithError
@@ -89,22 +90,78 @@ def explain(error: Exception) -> RequestError:
     return RequestError(500, "internal error; the server's log says why", code="internal_error")
 
 
-def from_validation(error: ValidationError) -> RequestError:
-    """The first complaint of pydantic, with the parameter's name."""
-    first = error.errors(include_url=False, include_context=False, include_input=True)[0]
-    param = ".".join(str(part) for part in _readable(first["loc"]))
+def from_validation(error: ValidationError, body: Any) -> RequestError:
+    """pydantic's first complaint in our words, under the name of the parameter as it stands in the body.
+
+    Each branch of a union complains by itself; the ones that got furthest into the body are those that were meant.
+    """
+    faults = error.errors(include_url=False)
+    top = _place(faults[0], body)
+    meant = [fault for fault in faults if _place(fault, body)[: len(top)] == top]
+    place = max((_place(fault, body) for fault in meant), key=len)
+    meant = [fault for fault in meant if _place(fault, body) == place]
+    param = ".".join(map(str, place)) or "body"
+    first = meant[0]
     if first["type"] == "missing":
         return RequestError(
             400, f"missing required parameter: {param!r}", param=param, code="missing_required_parameter"
         )
+    if first["type"] == "extra_forbidden":
+        return RequestError(400, f"unknown parameter: {shorten(param, 80)!r}", param=param, code="unknown_parameter")
+    if first["type"] == "value_error":
+        return RequestError(400, f"{param}: {first.get('ctx', {}).get('error')}", param=param, code="invalid_value")
+    expected = ", or ".join(dict.fromkeys(expectation(fault) for fault in meant))
     found = shorten(repr(first["input"]), 80)
-    message = first["msg"].removeprefix("Value error, ")
-    return RequestError(400, f"{param}: {message} (found {found})", param=param, code="invalid_value")
+    return RequestError(400, f"{param}: expected {expected}, found {found}", param=param, code="invalid_value")
 
 
-def _readable(place: tuple[Any, ...]) -> list[Any]:
-    """Leaves out the names pydantic gives to the branches of a union; parameters are lower case and plain."""
-    return [part for part in place if isinstance(part, int) or re.fullmatch(r"[a-z_]\w*", part)] or ["body"]
+def expectation(fault: ErrorDetails) -> str:
+    """What pydantic wanted, in the words after "expected"."""
+    kind, limits = fault["type"], fault.get("ctx", {})
+    if kind in _KINDS:
+        return _KINDS[kind]
+    if kind in _SIZES:
+        return _SIZES[kind].format(**limits)
+    return fault["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
+
+
+_KINDS = {
+    "bool_type": "true or false",
+    "dict_type": "an object",
+    "float_parsing": "a number",
+    "float_type": "a number",
+    "int_from_float": "a whole number",
+    "int_parsing": "a whole number",
+    "int_type": "a whole number",
+    "list_type": "a list",
+    "model_type": "an object",
+    "string_type": "text",
+}
+_SIZES = {
+    "greater_than": "more than {gt}",
+    "greater_than_equal": "at least {ge}",
+    "less_than": "less than {lt}",
+    "less_than_equal": "at most {le}",
+    "string_pattern_mismatch": "text of the form {pattern}",
+    "string_too_long": "text of at most {max_length} characters",
+    "string_too_short": "text of at least {min_length} characters",
+    "too_long": "at most {max_length} items",
+    "too_short": "at least {min_length} items",
+}
+
+
+def _place(fault: ErrorDetails, body: Any) -> tuple[int | str, ...]:
+    """Where in the body the complaint is: without the names that pydantic gives to branches of a union."""
+    kept: list[int | str] = []
+    for part in fault["loc"]:
+        if isinstance(body, dict) and part in body:
+            body = cast("dict[Any, Any]", body)[part]
+        elif isinstance(body, list) and isinstance(part, int) and part < len(cast("list[Any]", body)):
+            body = cast("list[Any]", body)[part]
+        else:
+            continue
+        kept.append(part)
+    return (*kept, fault["loc"][-1]) if fault["type"] == "missing" else tuple(kept)
 
 
 def clean(message: str) -> str:

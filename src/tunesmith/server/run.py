@@ -13,6 +13,7 @@ import uvicorn
 from tunesmith.errors import EngineError, StoreError
 from tunesmith.protocols import ServingEngine
 from tunesmith.server.app import create_app
+from tunesmith.server.auth import KeyRing
 from tunesmith.server.gateway import Gateway
 from tunesmith.server.served import ServedModel
 from tunesmith.server.settings import ServerSettings
@@ -68,14 +69,15 @@ def serve(
     engine: ServingEngine,
     settings: ServerSettings,
     *,
+    keys: KeyRing | None = None,
     on_ready: Callable[[str], None] | None = None,
 ) -> None:
     """Serve until SIGINT or SIGTERM; returns after the last answer ended (at most drain_timeout_seconds later).
 
-    on_ready gets the server's URL once the model is loaded. Raises RecipeError for settings that must not be served
+    keys: None reads those the settings name. on_ready gets the server's URL once the model is loaded. Raises RecipeError for settings that must not be served
     (a public address without a key), StoreError where the port cannot be had, and what loading the engine raised.
     """
-    server = build_server(model, engine, settings, on_ready=on_ready)
+    server = build_server(model, engine, settings, keys=keys, on_ready=on_ready)
     listener = _listen(settings)
     try:
         server.run(sockets=[listener])
@@ -93,10 +95,11 @@ def build_server(
     engine: ServingEngine,
     settings: ServerSettings,
     *,
+    keys: KeyRing | None = None,
     on_ready: Callable[[str], None] | None = None,
 ) -> GatewayServer:
     """The server that serve() runs, for callers with an event loop of their own."""
-    app = create_app(model, engine, settings)
+    app = create_app(model, engine, settings, keys=keys)
     config = uvicorn.Config(
         app,
         host=settings.host,
@@ -117,6 +120,13 @@ def _listen(settings: ServerSettings) -> socket.socket:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((settings.host.strip("[]"), settings.port))
+    except socket.gaierror as error:
+        listener.close()
+        raise StoreError(
+            f"there is no address {settings.host!r}: {error.strerror}",
+            where="host",
+            hint="give an address of this machine, such as 127.0.0.1",
+        ) from error
     except OSError as error:
         listener.close()
         raise StoreError(

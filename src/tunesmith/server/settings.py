@@ -3,11 +3,39 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
+_ORIGIN = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::\d{1,5})?/?")
+
+
+def _origin(value: str) -> str:
+    if not _ORIGIN.fullmatch(value):
+        raise ValueError(f"expected scheme://host or scheme://host:port, such as https://app.example, found {value!r}")
+    return value
+
+
+def _allowed_host(value: str) -> str:
+    bare = value.removeprefix("[").removesuffix("]")
+    if not (re.fullmatch(r"[A-Za-z0-9._-]+", bare) or _is_address(bare)):
+        raise ValueError(f"expected a host name without scheme, port and path, such as desk.example, found {value!r}")
+    return bare
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
+
+
+Origin = Annotated[str, AfterValidator(_origin)]
+AllowedHost = Annotated[str, AfterValidator(_allowed_host)]
 
 
 class ServerSettings(BaseModel):
@@ -27,10 +55,10 @@ class ServerSettings(BaseModel):
     api_key_file: Path | None = None
     """File of accepted keys, one a line; lines that start with # are skipped."""
 
-    cors_origins: tuple[str, ...] = ()
+    cors_origins: tuple[Origin, ...] = ()
     """Origins whose pages may call from a browser, such as https://app.example; none = no page of another site."""
 
-    allowed_hosts: tuple[str, ...] = ()
+    allowed_hosts: tuple[AllowedHost, ...] = ()
     """Host names clients may call this server by, besides the address it listens on."""
 
     use_system_prompt: bool = True
@@ -72,3 +100,19 @@ class ServerSettings(BaseModel):
             return not ipaddress.ip_address(self.host.strip("[]")).is_loopback
         except ValueError:
             return True
+
+
+class EngineSettings(BaseModel):
+    """What a served engine may use. Which engine it is, is not said here."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    slots: int = Field(default=8, ge=1, le=1024)
+    """Answers computed side by side; llama.cpp has at most 256."""
+
+    context_length: int | None = Field(default=None, ge=16)
+    """Tokens of one request, prompt and answer; none = 4,096 on llama.cpp (less where the model was trained for less),
+    all the model was trained for on vLLM."""
+
+    engine_args: tuple[str, ...] = ()
+    """More arguments of vLLM's own server, such as --enforce-eager."""
