@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -55,12 +55,12 @@ _MODELS = ("torch", "numpy", "transformers", "tokenizers", "safetensors", "peft"
 
 STAGES: tuple[StageSpec, ...] = (
     StageSpec("ingest", 1),
-    StageSpec("generate", 1, needs=("ingest",)),
-    StageSpec("curate", 1, needs=("ingest",), uses=("generate",)),
+    StageSpec("generate", 2, needs=("ingest",)),
+    StageSpec("curate", 2, needs=("ingest",), uses=("generate",)),
     StageSpec("base_model", 1, packages=_MODELS),
     StageSpec("tokenize", 1, needs=("curate", "base_model"), packages=_MODELS),
     StageSpec("train", 1, needs=("tokenize", "base_model"), packages=_MODELS),
-    StageSpec("evaluate", 1, needs=("train", "curate", "base_model"), packages=_MODELS),
+    StageSpec("evaluate", 2, needs=("train", "curate", "base_model"), packages=_MODELS),
     StageSpec("export", 1, needs=("train", "curate", "base_model"), uses=("evaluate",), packages=_MODELS),
 )
 
@@ -111,34 +111,40 @@ def plan(resolved: ResolvedRecipe, store: Store) -> Plan:
     return Plan(resolved, tuple(planned))
 
 
-def execute(resolved: ResolvedRecipe, store: Store, events: EventSink) -> Run:
-    """Run every stage that has no finished artifact yet; returns the run folder.
+def execute(resolved: ResolvedRecipe, store: Store, events: EventSink, until: str | None = None) -> Run:
+    """Run every stage that has no finished artifact yet; returns the run folder. until: stop after this stage, and leave
+    out what it does not need.
 
     Raises what a stage raises, after recording it. Calling again continues where it stopped.
     """
-    _check_packages(resolved.recipe)
+    stages = _stages_until(resolved.recipe, until)
+    _check_packages(stages)
     store.create()
     run = open_run(store, resolved.recipe.name, digest_json(resolved.recipe.model_dump(mode="json")))
     with store.lock_run(run):
-        return _execute_run(run, resolved, store, events)
+        return _execute_run(run, stages, resolved, store, events)
 
 
-def _check_packages(recipe: Recipe) -> None:
-    for spec, _ in _wanted(recipe):
+def _check_packages(stages: Sequence[tuple[StageSpec, Section]]) -> None:
+    for spec, _ in stages:
         for package in spec.packages:
             if importlib.util.find_spec(package) is None:
                 raise MissingExtra(package, EXTRAS[package], f"the stage `{spec.name}`")
 
 
-def _execute_run(run: Run, resolved: ResolvedRecipe, store: Store, events: EventSink) -> Run:
-    recipe = resolved.recipe
+def _execute_run(
+    run: Run,
+    stages: Sequence[tuple[StageSpec, Section]],
+    resolved: ResolvedRecipe,
+    store: Store,
+    events: EventSink,
+) -> Run:
     write_atomic(run.path / "recipe.yaml", resolved.as_written.encode())
     write_atomic(run.path / "recipe.resolved.yaml", resolved.as_yaml().encode())
     log = JsonlSink(run.events_path)
     sink = FanOut([log, events])
     started = time.time()
     try:
-        stages = list(_wanted(recipe))
         run.update(status="running", stages=[spec.name for spec, _ in stages])
         sink.emit(RunStarted(run=run.name, stages=tuple(spec.name for spec, _ in stages)))
         made: dict[str, Artifact] = {}
@@ -181,7 +187,7 @@ def _execute_stage(
             started = time.monotonic()
             files = {name: _locate(name, resolved.folder) for name in section.file_names()}
             run_stage = importlib.import_module(spec.module).run
-            context = Context(events=stage_sink, runtime=resolved.recipe.runtime)
+            context = Context(events=stage_sink, runtime=resolved.recipe.runtime, ledgers=store.root / "ledgers")
             outcome = run_stage(section, Inputs(dict(given), files), partial, context)
             seconds = time.monotonic() - started
             artifact = store.commit(identity, outcome, seconds)
@@ -200,6 +206,23 @@ def _wanted(recipe: Recipe) -> Iterator[tuple[StageSpec, Section]]:
         section = getattr(recipe, spec.name)
         if section is not None:
             yield spec, section
+
+
+def _stages_until(recipe: Recipe, until: str | None) -> list[tuple[StageSpec, Section]]:
+    """The recipe's stages; with `until`, those it needs and itself. RecipeError where the recipe has no such stage."""
+    stages = list(_wanted(recipe))
+    if until is None:
+        return stages
+    names = [spec.name for spec, _ in stages]
+    if until not in names:
+        raise RecipeError(
+            f"this recipe has no stage {until!r}", where="--until", hint=f"its stages: {', '.join(names)}"
+        )
+    needed = {until}
+    for spec, _ in reversed(stages):
+        if spec.name in needed:
+            needed |= {*spec.needs, *spec.uses}
+    return [(spec, section) for spec, section in stages if spec.name in needed]
 
 
 def _inputs_of(spec: StageSpec, made: Mapping[str, Any]) -> tuple[str, ...]:

@@ -6,14 +6,15 @@ Stages (floor 4) introduce members of different kinds to each other; the members
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from tunesmith.types import (
     Completion,
     Conversation,
+    Example,
     Excluded,
     Inputs,
     Outcome,
@@ -35,6 +36,7 @@ class Context:
 
     events: EventSink
     runtime: Any  # recipe.Runtime; typed Any so that this floor does not import the one above
+    ledgers: Path | None = None  # folder of answers that outlive a stage's key; None: they stay with the stage
 
 
 class Stage(Protocol):
@@ -47,15 +49,49 @@ class Stage(Protocol):
 
 
 class Reader(Protocol):
-    """Turns one file into conversations. A bad row is yielded as Excluded, never raised and never dropped."""
+    """Turns one file into examples. A bad row is yielded as Excluded, never raised and never dropped."""
 
-    def __call__(self, path: Path) -> Iterator[Conversation | Excluded]: ...
+    def __call__(self, path: Path) -> Iterator[Example | Excluded]: ...
+
+
+Verdict = tuple[str, str] | Conversation | None
+"""What a filter says of a row: None keeps it, (reason, detail for people) excludes it, and a Conversation keeps that in
+its stead: the row rewritten (a mask) or with more metadata (a score, a class, weights)."""
 
 
 class Filter(Protocol):
-    """Answers None to keep a row, or (reason, detail for people) to exclude it."""
+    """Judges a row by itself."""
 
-    def __call__(self, conversation: Conversation, /) -> tuple[str, str] | None: ...
+    def __call__(self, conversation: Conversation, /) -> Verdict: ...
+
+
+@runtime_checkable
+class SetFilter(Protocol):
+    """Judges rows that must be seen together (likeness, ranks) or that are cheaper together (scores of a model)."""
+
+    def judge_all(self, rows: Sequence[Conversation], /) -> Sequence[Verdict]:
+        """One verdict per row, in the order of the rows."""
+        ...
+
+
+class TextScorer(Protocol):
+    """A small language model that says how likely texts are."""
+
+    def losses(self, pairs: Sequence[tuple[str, str]], /) -> Sequence[float | None]:
+        """Mean negative log-likelihood, in nats per token, of each (context, text)'s text after its context; context ""
+        = none. None for a text without tokens. What the model's window cannot hold is cut from the end of the text."""
+        ...
+
+
+@dataclass(frozen=True)
+class FilterContext:
+    """What a listed filter may use beside its options. The stage builds it; every model in it opens when first asked."""
+
+    task: Task
+    open_scorer: Callable[[str], TextScorer]  # by name of a base model
+    open_counter: Callable[[str], Callable[[Sequence[str]], Sequence[int]]]  # model name -> tokens of each text
+    ask_all: Callable[[Sequence[TeacherRequest]], Sequence[Completion]]  # the judge, behind its ledger
+    num_threads: int
 
 
 class NoveltyIndex(Protocol):
@@ -110,6 +146,12 @@ class TeacherClient(Protocol):
 
     async def ask(self, request: TeacherRequest) -> Completion: ...
 
+    async def ask_repaired(
+        self, request: TeacherRequest, fault: Callable[[Completion], str | None]
+    ) -> tuple[Completion, ...]:
+        """Ask, and once more where `fault` says in words what is wrong with the answer; all answers, the last counts."""
+        ...
+
 
 @dataclass
 class GenerationContext:
@@ -122,6 +164,8 @@ class GenerationContext:
     rng_seed: int
     accept: Callable[[Conversation], None] = field(default=lambda conversation: None)
     reject: Callable[[Excluded], None] = field(default=lambda excluded: None)
+    files: Mapping[str, Path] = field(default_factory=dict[str, Path])  # `generate.files` by the name as written
+    user_client: TeacherClient | None = None  # plays the user where the recipe names a second teacher
 
 
 class Generator(Protocol):

@@ -9,55 +9,19 @@ from __future__ import annotations
 
 import re
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-Auto = Literal["auto"]
+from tunesmith.recipe_filter_list import FilterList
+from tunesmith.section import Address, Auto, EnvironmentName, RngSeed, Section, StrList
 
-
-def _as_list(value: Any) -> Any:
-    return [value] if isinstance(value, str) else value
+_SAMPLED = re.compile(r"(.+)#(\d+)\Z", re.DOTALL)
 
 
-def _environment_name(value: str) -> str:
-    """Refuses what may be the key itself, without repeating it: names are short and made of words."""
-    longest_run = max(map(len, value.split("_")), default=0)
-    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]{0,63}", value) or (longest_run > 20 and re.search(r"\d", value)):
-        raise ValueError(
-            "this is no name of an environment variable (it may be the key itself, and a recipe is no place for it): "
-            "put the key into a variable and write the variable's name here"
-        )
-    return value
-
-
-def _address(value: str) -> str:
-    """Refuses parts of an address that hold secrets, without repeating them."""
-    parts = urlsplit(value)
-    if "@" in parts.netloc or parts.query or parts.fragment:
-        raise ValueError(
-            "the address holds a user, a password, a query or a fragment, which would be written into every run: "
-            "give the key by `api_key_env`"
-        )
-    return value
-
-
-EnvironmentName = Annotated[str, AfterValidator(_environment_name)]
-Address = Annotated[str, AfterValidator(_address)]
-RngSeed = Annotated[int, Field(ge=0, lt=2**31)]
-StrList = Annotated[tuple[str, ...], BeforeValidator(_as_list)]
-
-
-class Section(BaseModel):
-    """Base of every section: frozen, unknown keys refused, descriptions taken from the docstrings under the fields."""
-
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True, allow_inf_nan=False
-    )
-
-    def file_names(self) -> list[str]:
-        """Files this section names, as written; the pipeline hands them to the stage and hashes their content."""
-        return []
+def split_sampled(name: str) -> tuple[str, int | None]:
+    """("rows.jsonl", 500) of "rows.jsonl#500", ("rows.jsonl", None) of "rows.jsonl": the file and how many to draw."""
+    match = _SAMPLED.match(name)
+    return (match[1], int(match[2])) if match else (name, None)
 
 
 class BaseModelSection(Section):
@@ -83,7 +47,11 @@ class Ingest(Section):
     """JSON Schema of the answers (inline, or a .json file): curate rejects rows that break it, evaluate scores by it."""
 
     files: StrList = ()
-    """Example files; the format is recognised by looking at the rows."""
+    """Example files, folders or .zip archives; `rows.jsonl#500` draws 500 of its examples, by `rng_seed`."""
+
+    format: str = "auto"
+    """auto = look at the rows; or the name of the one form of all files, where rows could be read in two ways:
+    alpaca_plain, belle_multiturn, belle_generated_chat, sharegpt, openai_messages, question_response, preference, ..."""
 
     test_files: StrList = ()
     """Held-out example files: never shown to a teacher, never trained on."""
@@ -95,11 +63,28 @@ class Ingest(Section):
     """Licence of the files; travels with every row."""
 
     rng_seed: RngSeed = 17
-    """Seed of the split."""
+    """Seed of the split and of `file#500`."""
 
     def file_names(self) -> list[str]:
         schema = [self.output_schema] if isinstance(self.output_schema, str) else []
-        return [*self.files, *self.test_files, *schema]
+        examples = [split_sampled(name)[0] for name in (*self.files, *self.test_files)]
+        return [*dict.fromkeys(examples), *schema]
+
+
+class EndpointSection(Section):
+    """One more place that serves a teacher's model."""
+
+    base_url: Address | None = None
+    """Address up to and including /v1; none = the teacher's own (then `api_key_env` names another key)."""
+
+    api_key_env: EnvironmentName | None = None
+    """NAME of the environment variable that holds its key; null for endpoints without one."""
+
+    @model_validator(mode="after")
+    def _differs_from_the_main_one(self) -> EndpointSection:
+        if self.base_url is None and self.api_key_env is None:
+            raise ValueError("name another `base_url`, another `api_key_env`, or both")
+        return self
 
 
 class TeacherSection(Section):
@@ -119,6 +104,9 @@ class TeacherSection(Section):
 
     price_usd_per_mtok: tuple[Annotated[float, Field(ge=0)], Annotated[float, Field(ge=0)]] | None = None
     """US dollars per million input and output tokens; needed where the built-in price table does not know the model."""
+
+    extra_endpoints: tuple[EndpointSection, ...] = ()
+    """More keys or servers for the same model: each request goes to the one with the lowest load."""
 
     script: str | None = None
     """JSONL file of answers for kind scripted: one {"text": ...} a line, or {"match": regex, "text": ...}."""
@@ -140,7 +128,9 @@ class Generate(Section):
     """Let a teacher write more examples. Leave the section out to train on the given ones alone."""
 
     generator: str = "self_instruct"
-    """How rows are written: self_instruct (from seed examples) or distill (from `ingest.task` alone)."""
+    """How rows are written, from what: see docs/generators.md; self_instruct (from examples), distill (from `ingest.task`
+    alone), three_step, questions, responses, question_response, dialogue, maths, evolve, magpie, personas,
+    back_translate, translate, documents."""
 
     teacher: TeacherSection
     """Who writes."""
@@ -178,11 +168,85 @@ class Generate(Section):
     language: Literal["en", "zh"] = "en"
     """Language of the prompts."""
 
+    files: StrList = ()
+    """Files or folders a generator works from: questions (responses), texts (back_translate, documents)."""
+
+    constrain: bool | Auto = "auto"
+    """Hold answers to a JSON schema, so that each can be read; auto = for local teachers."""
+
+    dialogue_form: Literal["transcript", "self_chat", "two_teachers"] = "transcript"
+    """dialogue: the whole talk in one answer; one teacher in both roles, turn by turn; or `user_teacher` as the user."""
+
+    user_teacher: TeacherSection | None = None
+    """dialogue: who plays the user in the form two_teachers; half of `budget_usd` is this teacher's."""
+
+    max_rounds: int = Field(default=3, ge=1, le=16)
+    """dialogue: exchanges at most; evolve: evolutions of one example at most."""
+
+    answer_check: Literal["arithmetic", "majority"] = "arithmetic"
+    """maths: run the arithmetic of the answer, or let `num_votes` answers agree."""
+
+    num_votes: int = Field(default=5, ge=2, le=64)
+    """maths: answers to one problem that vote."""
+
+    min_agreement: float = Field(default=0.6, gt=0, le=1)
+    """maths: share of the votes that the answer needs."""
+
+    operations: StrList = ("constrain", "deepen", "concretise", "reason", "complicate", "breadth")
+    """evolve: which ways of changing an instruction are drawn from."""
+
+    target_language: str = "Chinese"
+    """translate: language to write, in the words of the prompts' language."""
+
+    reanswer: bool = False
+    """translate: let the teacher answer the translated prompt anew instead of translating the reply."""
+
+    chunk_characters: int = Field(default=4096, ge=200)
+    """documents: characters of a document shown at a time."""
+
+    chunk_overlap: int = Field(default=2048, ge=0)
+    """documents: characters that two neighbouring chunks share."""
+
+    outputs_licence: str | None = None
+    """Licence of what the teacher writes, where the table of teachers' terms does not know it; goes into every row."""
+
+    require_commercial_use: bool = False
+    """Refuse a teacher whose terms forbid training on its answers, and show it no example whose licence forbids trade."""
+
     rng_seed: RngSeed = 17
     """Seed of the draws of examples."""
 
     def file_names(self) -> list[str]:
-        return self.teacher.file_names()
+        others = self.user_teacher.file_names() if self.user_teacher else []
+        return [*self.teacher.file_names(), *others, *self.files]
+
+    @model_validator(mode="after")
+    def _every_option_acts(self) -> Generate:
+        fields = type(self).model_fields
+        for name, generators in _OPTIONS_OF.items():
+            if self.generator not in generators and getattr(self, name) != fields[name].get_default():
+                raise ValueError(f"`{name}` acts in {', '.join(generators)} and not in {self.generator}")
+        if (self.user_teacher is None) == (self.generator == "dialogue" and self.dialogue_form == "two_teachers"):
+            raise ValueError("`user_teacher` and `dialogue_form: two_teachers` go together")
+        if self.chunk_overlap >= self.chunk_characters:
+            raise ValueError("`chunk_overlap` must be smaller than `chunk_characters`")
+        return self
+
+
+_OPTIONS_OF: dict[str, tuple[str, ...]] = {
+    "files": ("responses", "back_translate", "documents"),
+    "dialogue_form": ("dialogue",),
+    "max_rounds": ("dialogue", "evolve"),
+    "answer_check": ("maths",),
+    "num_votes": ("maths",),
+    "min_agreement": ("maths",),
+    "operations": ("evolve",),
+    "target_language": ("translate",),
+    "reanswer": ("translate",),
+    "chunk_characters": ("documents",),
+    "chunk_overlap": ("documents",),
+}
+"""Parameters of `generate` that act in some generators only; elsewhere they are refused by name."""
 
 
 class Curate(Section):
@@ -212,8 +276,36 @@ class Curate(Section):
     check_schema: bool = True
     """Exclude rows whose reply breaks `ingest.output_schema`."""
 
+    filters: FilterList = ()
+    """Further filters, in the order in which they are asked (see docs/filters.md)."""
+
+    decontaminate_against: StrList = ()
+    """Evaluation files: training rows that repeat their questions are excluded, as those that repeat test rows are."""
+
+    max_eval_coverage: float = Field(default=0.5, ge=0, le=1)
+    """Share of an evaluation question's 8-grams that a training row may hold; 1 = off, then a 13-gram is no matter either."""
+
+    teacher: TeacherSection | None = None
+    """Who answers for the filters that ask a judge: alpagasus, deita, yes_no."""
+
+    budget_usd: float | None = Field(default=None, ge=0)
+    """Hard stop of the judge: worst-case cost is reserved before a request is sent."""
+
+    max_failures: int = Field(default=20, ge=0)
+    """Answers of the judge that may fail before the stage gives up."""
+
     rng_seed: RngSeed = 17
     """Seed of the split."""
+
+    def file_names(self) -> list[str]:
+        return [*self.decontaminate_against, *(self.teacher.file_names() if self.teacher else [])]
+
+    @model_validator(mode="after")
+    def _judges_have_a_teacher(self) -> Curate:
+        judge = next((each.name for each in self.filters if each.asks_teacher), None)
+        if judge and self.teacher is None:
+            raise ValueError(f"the filter {judge!r} asks a judge: add `curate.teacher`")
+        return self
 
 
 class Tokenize(Section):
@@ -225,8 +317,11 @@ class Tokenize(Section):
     max_length: int | Auto = "auto"
     """Longest sample in tokens; auto = the longest one, at most the model's context."""
 
-    overlong: Literal["error", "drop"] = "drop"
-    """What to do with a longer sample: stop, or leave it out and count it."""
+    overlong: Literal["error", "drop", "split"] = "drop"
+    """What to do with a longer sample: stop, leave it out and count it, or cut it between exchanges into pieces that fit."""
+
+    write_text: bool = False
+    """Also write tokens.train.jsonl and tokens.test.jsonl: id, input_ids, loss_mask and text of every sample."""
 
     pack_length: int | Auto = "auto"
     """Tokens one pack holds; auto = at least max_length, and 2,048 where the data allow."""
@@ -367,8 +462,17 @@ class Runtime(Section):
     eval_batch_size: int = Field(default=32, ge=1)
     """Prompts answered side by side in evaluation."""
 
-    teacher_concurrency: int = Field(default=16, ge=1)
-    """Requests to an endpoint in flight; a local teacher uses its own number of slots."""
+    teacher_concurrency: Annotated[int, Field(ge=1)] | Auto = "auto"
+    """Requests in flight at each endpoint; auto = more and more, up to 1,024, while answers come faster."""
+
+    teacher_requests_per_minute: int | None = Field(default=None, ge=1)
+    """Requests a minute to each endpoint; none = what its rate-limit headers allow."""
+
+    teacher_tokens_per_minute: int | None = Field(default=None, ge=1)
+    """Tokens a minute, prompts and answers, of each endpoint; none = what its rate-limit headers allow."""
+
+    teacher_batch: bool = False
+    """Send requests through the endpoint's batch API: often half the price, answers within 24 hours."""
 
     request_timeout_seconds: float = Field(default=120, gt=0)
     """Longest wait for one answer of a teacher."""

@@ -90,13 +90,66 @@ class Task(Record):
 
 
 class Preference(Record):
-    """Two answers to one prompt, the better one first."""
+    """Two answers to one prompt, the better one first. `id`, `origin` and `split` as in Conversation."""
 
+    id: str = ""
     prompt: list[Message]
     chosen: str
     rejected: str
     source: str = ""
     scores: dict[str, float] = Field(default_factory=dict)
+    origin: str = ""
+    split: Split | None = None
+    licence: str | None = None
+    metadata: dict[str, Any] = Field(default_factory=dict)
+
+    def model_post_init(self, _context: Any) -> None:
+        if not self.id:
+            self.id = digest_json([conversation_id(self.prompt), self.chosen, self.rejected])[:16]
+        if not self.origin:
+            self.origin = self.id
+
+
+class Labelled(Record):
+    """One answer to a prompt with a thumb up or down (KTO). `id`, `origin` and `split` as in Conversation."""
+
+    id: str = ""
+    prompt: list[Message]
+    reply: str
+    desirable: bool
+    source: str = ""
+    origin: str = ""
+    split: Split | None = None
+    licence: str | None = None
+    metadata: dict[str, Any] = Field(default_factory=dict)
+
+    def model_post_init(self, _context: Any) -> None:
+        if not self.id:
+            self.id = digest_json([conversation_id(self.prompt), self.reply, self.desirable])[:16]
+        if not self.origin:
+            self.origin = self.id
+
+
+class Document(Record):
+    """Text without turns, for pre-training. `id`, `origin` and `split` as in Conversation."""
+
+    id: str = ""
+    text: str
+    source: str = ""
+    origin: str = ""
+    split: Split | None = None
+    licence: str | None = None
+    metadata: dict[str, Any] = Field(default_factory=dict)
+
+    def model_post_init(self, _context: Any) -> None:
+        if not self.id:
+            self.id = digest_json(self.text)[:16]
+        if not self.origin:
+            self.origin = self.id
+
+
+Example = Conversation | Preference | Labelled | Document
+"""What a reader makes of a row it can read."""
 
 
 class Usage(Record):
@@ -116,6 +169,9 @@ class Completion(Record):
     cost_usd: float = 0.0
     error: str | None = None
     token_ids: list[int] | None = None
+    top_logprobs: list[dict[str, float]] | None = (
+        None  # per token of the answer: text -> log-probability, the likeliest
+    )
 
 
 class Score(Record):
@@ -150,6 +206,9 @@ class SamplingParams(Record):
     stop: tuple[str, ...] = ()
     rng_seed: int | None = None
     json_schema: dict[str, Any] | None = None
+    top_logprobs: int | None = Field(
+        default=None, ge=1, le=20
+    )  # alternatives wanted per token, where the teacher has them
 
 
 class TeacherRequest(Record):
@@ -160,6 +219,7 @@ class TeacherRequest(Record):
     messages: tuple[Message, ...]
     sampling: SamplingParams
     sample_index: int = 0  # tells apart several draws of the same prompt
+    prefix_only: Literal[True] | None = None  # continue the header of a user turn (Magpie); local teachers alone can
 
     def key(self, teacher: str) -> str:
         """Digest of the teacher's identity and everything that can change the answer."""

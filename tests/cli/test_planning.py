@@ -61,3 +61,10 @@ def test_the_last_step_ends_the_estimate_too(tmp_path: Path, capsys: pytest.Capt
     assert "1,024 tokens" in _plan(
         tmp_path, capsys, "train.max_steps=2", "tokenize.pack_length=512", "train.num_epochs=50"
     )
+
+
+def test_a_drawn_number_of_rows_is_what_is_planned(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text(json.dumps(ROWS))
+    whole = count_examples(tmp_path / "a.json")
+    assert whole.at_most(10).num_rows == 10 and whole.at_most(10).num_tokens == pytest.approx(whole.num_tokens / 4)
+    assert whole.at_most(None) == whole.at_most(400) == whole

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tunesmith.data.filters import FILTERS, Novelty, build_filters
+from tunesmith.data.filters import FIELD_FILTERS, build_field_filters
+from tunesmith.data.filters.novel import Novelty
 from tunesmith.protocols import Filter
 from tunesmith.recipe import Curate
 from tunesmith.types import Conversation, Message, Task
@@ -26,7 +27,7 @@ def pair(prompt: str, reply: str | None = "fine", source: str = "") -> Conversat
 
 
 def build(name: str, task: Task | None = None, **parameters: object) -> Filter:
-    built = FILTERS.load(name)(Curate.model_validate(parameters), task or Task())
+    built = FIELD_FILTERS.load(name)(Curate.model_validate(parameters), task or Task())
     assert built is not None
     return built
 
@@ -99,10 +100,10 @@ def test_replies_that_break_the_schema_name_the_place(reply: str, detail: str | 
 
 
 def test_filters_the_recipe_does_not_ask_for_are_not_built():
-    assert FILTERS.load("schema")(Curate(), Task()) is None
-    assert FILTERS.load("schema")(Curate(check_schema=False), Task(output_schema=SCHEMA)) is None
-    assert FILTERS.load("blacklist")(Curate(), Task()) is None
-    assert len(build_filters(Curate(), Task())) == 3
+    assert FIELD_FILTERS.load("schema")(Curate(), Task()) is None
+    assert FIELD_FILTERS.load("schema")(Curate(check_schema=False), Task(output_schema=SCHEMA)) is None
+    assert FIELD_FILTERS.load("blacklist")(Curate(), Task()) is None
+    assert list(build_field_filters(Curate(), Task())) == ["no_reply", "length", "duplicate"]
 
 
 def test_the_first_row_of_a_prompt_stays():
@@ -114,13 +115,18 @@ def test_the_first_row_of_a_prompt_stays():
 
 
 def test_novelty_tells_likeness_to_test_rows_from_likeness_to_others():
-    judge = Novelty([pair("how do i change a bicycle tyre quickly", source="test:1")], 0.7)
-    assert judge(pair("how do i change a bicycle chain quickly", source="a:1")) == (
-        "rouge_l_test",
-        "ROUGE-L 0.875 with test:1, allowed is 0.7",
-    )
-    assert judge(pair("a b c d e f g h i j", source="a:2")) is None
-    assert judge(pair("a b c d e f g x y z", source="a:3")) is None  # exactly 0.7 stays
-    assert judge(pair("a b c d e f g h y w", source="a:4")) == ("rouge_l", "ROUGE-L 0.800 with a:2, allowed is 0.7")
+    novelty = Novelty([pair("how do i change a bicycle tyre quickly", source="test:1")], 0.7)
+    rows = [
+        pair("how do i change a bicycle chain quickly", source="a:1"),
+        pair("a b c d e f g h i j", source="a:2"),
+        pair("a b c d e f g x y z", source="a:3"),  # exactly 0.7 stays
+        pair("a b c d e f g h y w", source="a:4"),
+    ]
+    assert novelty.judge_all(rows) == [
+        ("rouge_l_test", "ROUGE-L 0.875 with test:1, allowed is 0.7"),
+        None,
+        None,
+        ("rouge_l", "ROUGE-L 0.800 with a:2, allowed is 0.7"),
+    ]
     off = Novelty([pair("same words")], 1.0)
-    assert off(pair("same words")) is None
+    assert off.judge_all([pair("same words")]) == [None]

@@ -6,15 +6,27 @@ import pytest
 
 from tunesmith.errors import RecipeError
 from tunesmith.generating import GENERATORS
+from tunesmith.generating.asking import Pen
 from tunesmith.generating.estimate import estimate, max_requests
 from tunesmith.generating.examples import Example
 from tunesmith.generating.prompt_files import load_prompt, refusal_pattern
 from tunesmith.generating.self_instruct import build_request, draw_seeds
 from tunesmith.protocols import Price
 from tunesmith.recipe import Generate, TeacherSection
-from tunesmith.types import Conversation, Message, Task
+from tunesmith.types import Completion, Conversation, Message, Task, TeacherRequest
 
 TEACHER = TeacherSection(kind="scripted", script="s.jsonl")
+
+
+class Nobody:
+    identity = "nobody"
+
+    async def ask(self, request: TeacherRequest) -> Completion:
+        raise AssertionError("a request is built without asking")
+
+
+def pen(options: Generate, task: Task, rng_seed: int) -> Pen:
+    return Pen(options, task, rng_seed, load_prompt("self_instruct", options.language), Nobody())
 
 
 def options(**changes) -> Generate:
@@ -53,38 +65,34 @@ def test_values_with_dollar_signs_and_braces_are_taken_as_they_are() -> None:
 
 def test_a_request_depends_on_its_number_and_on_nothing_else() -> None:
     many = seeds(20)
-    twice = [build_request(options(), Task(), many, 17, 4) for _ in range(2)]
+    twice = [build_request(pen(options(), Task(), 17), many, 4) for _ in range(2)]
     other_number, other_seed = (
-        build_request(options(), Task(), many, 17, 5),
-        build_request(options(), Task(), many, 18, 4),
+        build_request(pen(options(), Task(), 17), many, 5),
+        build_request(pen(options(), Task(), 18), many, 4),
     )
     assert twice[0] == twice[1]
     assert len({request.key("t") for request in (*twice, other_number, other_seed)}) == 3
 
 
 def test_every_request_is_different_even_with_a_single_seed() -> None:
-    keys = {build_request(options(), Task(), seeds(1), 17, number).key("t") for number in range(200)}
+    keys = {build_request(pen(options(), Task(), 17), seeds(1), number).key("t") for number in range(200)}
     assert len(keys) == 200
 
 
 def test_seeds_are_drawn_evenly_and_without_repetition() -> None:
     many = seeds(10)
-    drawn = [draw_seeds(options(num_seeds_shown=3), many, 17, number) for number in range(1000)]
+    drawn = [draw_seeds(pen(options(num_seeds_shown=3), Task(), 17), many, number) for number in range(1000)]
     assert all(len({seed.input for seed in group}) == 3 for group in drawn)
     shown = [sum(seed in group for group in drawn) for seed in many]
     assert min(shown) > 240
     assert max(shown) < 360
-    assert len(draw_seeds(options(num_seeds_shown=9), seeds(2), 17, 0)) == 2
+    assert len(draw_seeds(pen(options(num_seeds_shown=9), Task(), 17), seeds(2), 0)) == 2
 
 
 def test_the_request_carries_task_schema_and_sampling() -> None:
-    request = build_request(
-        options(temperature=0.8, top_p=0.9, max_tokens=99, rows_per_request=7, language="zh"),
-        Task(description="分类", output_schema={"type": "object"}, system_prompt="规则"),
-        seeds(3),
-        17,
-        0,
-    )
+    chosen = options(temperature=0.8, top_p=0.9, max_tokens=99, rows_per_request=7, language="zh")
+    task = Task(description="分类", output_schema={"type": "object"}, system_prompt="规则")
+    request = build_request(pen(chosen, task, 17), seeds(3), 0)
     text = request.messages[1].content
     assert "分类" in text
     assert '{"type": "object"}' in text

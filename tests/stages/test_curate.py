@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
-from tunesmith.errors import DataError
+from tunesmith.errors import DataError, TeacherError
 from tunesmith.hashing import digest_file
 from tunesmith.protocols import Context
 from tunesmith.recipe import Curate, Ingest
@@ -57,7 +58,7 @@ def run_on(tmp_path: Path, ctx: Context, artifacts: dict[str, Artifact], **field
     excluded = read_records(out / "excluded.jsonl", Excluded)
     counts = dict(outcome.counts)
     assert counts.pop("rows_in") == sum(counts.values()) == len(train) + len(test) + len(excluded)
-    assert outcome.facts == {"num_train": len(train), "num_test": len(test)}
+    assert outcome.facts.items() >= {"num_train": len(train), "num_test": len(test)}.items()
     assert all(each.split == "train" for each in train) and all(each.split == "test" for each in test)
     assert all(each.conversation is not None for each in excluded)
     return outcome, train, test, excluded
@@ -227,3 +228,146 @@ def test_novelty_keeps_173_of_the_175_seed_tasks_when_inputs_are_left_aside(
     outcome, _, _, excluded = run_on(tmp_path, ctx, {"ingest": ingested(tmp_path, ctx, bare)})
     assert outcome.counts["train"] == 173
     assert sorted(each.where for each in excluded) == ["bare.jsonl:114", "bare.jsonl:75"]
+
+
+EVAL_QUESTION = (
+    "a farmer has seventeen sheep and buys nine more at the market on friday morning how many sheep does he own then"
+)
+
+
+def test_listed_filters_run_in_order_rewrite_rows_and_the_counts_add_up(tmp_path: Path, ctx: Context):
+    given = [
+        row("Write to ann@example.org about the tyre", source="a:1"),
+        row("Write to bob@example.org about the tyre", source="a:2"),
+        row("What is the price of it", "I'm sorry, but I can't help with that.", source="a:3"),
+        row("Is 5 more than 3 or not", "5 + 3 = 9", source="a:4"),
+        row("When do you open tomorrow then", source="t:1", split="test"),
+    ]
+    outcome, train, test, excluded = run(tmp_path, ctx, given, filters=["refusal", {"pii": "mask"}, "lint"])
+    assert [(each.messages[0].content, each.metadata) for each in train] == [
+        ("Write to [EMAIL] about the tyre", {"pii": {"email": 1}})
+    ]
+    assert len(test) == 1
+    # a:2 repeats a:1 once both are masked: repetitions are looked for after the listed filters
+    assert {each.where: each.reason for each in excluded} == {
+        "a:2": "duplicate", "a:3": "refusal", "a:4": "wrong_arithmetic",
+    }  # fmt: skip
+    assert outcome.facts == {"num_train": 1, "num_test": 1}
+
+
+def test_training_rows_that_hold_a_test_question_or_an_evaluation_question_go(tmp_path: Path, ctx: Context):
+    exam = tmp_path / "exam.jsonl"
+    exam.write_text(json.dumps({"question": EVAL_QUESTION, "answer": "26"}) + "\n")
+    test_question = "please explain to a small child why the sky over the sea is blue in the day and black at night"
+    given = [
+        row("Solve it.", f"Here is one: {EVAL_QUESTION}? He owns 26.", source="a:1"),
+        row("Give me a good question", f"Sure: {test_question}", source="a:2"),
+        row("What do sheep eat all day", "Grass, mostly.", source="a:3"),
+        row(test_question, "Because.", split="test", source="t:1"),
+    ]
+    artifacts = {"ingest": artifact(tmp_path / "ingest", given, Task())}
+    section = Curate(decontaminate_against=("exam.jsonl",))
+    assert section.file_names() == ["exam.jsonl"]
+    curate.run(section, Inputs(artifacts, {"exam.jsonl": exam}), tmp_path / "curated", ctx)
+    excluded = {each.where: each for each in read_records(tmp_path / "curated/excluded.jsonl", Excluded)}
+    assert {where: each.reason for where, each in excluded.items()} == {
+        "a:1": "contaminated", "a:2": "contaminated_test",
+    }  # fmt: skip
+    assert excluded["a:1"].detail.startswith("holds 100% of the question exam.jsonl:1: 'a farmer has seventeen sheep")
+    assert excluded["a:2"].detail.startswith("holds 100% of the question t:1: 'please explain")
+    _, train, _, _ = run(tmp_path, ctx, given, max_eval_coverage=1)
+    assert len(train) == 3
+
+
+def test_a_fixed_instruction_is_a_phrase_of_the_task_and_no_leak(tmp_path: Path, ctx: Context):
+    fixed = "read the message of the customer below with care and then say in one word what it is that they want"
+    words = [f"{a}{n}" for n in range(13) for a in ("apple", "brick", "cloud", "delta")]
+    given = [
+        row(f"{fixed}: " + " ".join(f"{w}{n}{k}" for k, w in enumerate(words)), source=f"a:{n}") for n in range(12)
+    ]
+    given.append(row(f"{fixed}: " + " ".join(f"{w}x" for w in words), split="test"))
+    _, train, _, excluded = run(tmp_path, ctx, given)
+    assert (len(train), excluded) == (12, [])
+
+
+def scripted(tmp_path: Path, *texts: str, **fields: Any) -> dict[str, Any]:
+    script = tmp_path / "judge.jsonl"
+    script.write_text("".join(text + "\n" for text in texts))
+    return {"teacher": {"kind": "scripted", "script": str(script)}, **fields}
+
+
+def test_a_judge_scores_training_rows_once_and_its_answers_are_kept(tmp_path: Path, ctx: Context):
+    given = [row("about apples", source="a:1"), row("about bricks", source="a:2"), row("held out", split="test")]
+    judge = scripted(tmp_path, '{"match": "apples", "text": "5\\nGood."}', '{"match": "bricks", "text": "2\\nBad."}')
+    artifacts = {"ingest": artifact(tmp_path / "ingest", given, Task())}
+    outcomes = []
+    for _ in range(2):  # the second run finds every answer on file
+        section = Curate.model_validate({**judge, "filters": ["alpagasus"]})
+        outcomes.append(curate.run(section, Inputs(artifacts, {}), tmp_path / "curated", ctx))
+    assert outcomes[0] == outcomes[1]
+    assert outcomes[0].facts == {
+        "num_train": 1, "num_test": 1, "judge": "scripted:judge.jsonl", "num_requests": 2, "num_failed": 0, "cost_usd": 0.0,
+    }  # fmt: skip
+    (train,) = read_records(tmp_path / "curated/train.jsonl", Conversation)
+    assert train.metadata["scores"] == {"alpagasus_accuracy": 5.0}
+    (excluded,) = read_records(tmp_path / "curated/excluded.jsonl", Excluded)
+    assert (excluded.where, excluded.detail) == ("a:2", "accuracy 2, wanted is 4.5")
+
+
+def test_too_many_failures_of_the_judge_stop_the_stage(tmp_path: Path, ctx: Context):
+    given = [row(f"thing {word}") for word in ("apple", "brick", "cloud")]
+    judge = scripted(tmp_path, '{"match": "thing", "error": "HTTP 500"}')
+    with pytest.raises(TeacherError, match="3 answers of the judge failed, allowed are 2; the last: HTTP 500"):
+        run(tmp_path, ctx, given, **judge, filters=["alpagasus"], max_failures=2, max_similarity=1)
+    _, _, _, excluded = run(
+        tmp_path, ctx, [*given, row("other matter")], **scripted(tmp_path, '{"match": "thing", "error": "HTTP 500"}', '{"match": "other", "text": "5"}'),
+        filters=["alpagasus"], max_similarity=1,
+    )  # fmt: skip
+    assert [(each.reason, each.detail) for each in excluded] == [("judge_failed", "HTTP 500")] * 3
+
+
+@pytest.mark.parametrize(
+    ("filters", "message"),
+    [
+        (["lenght"], "there is no filter named 'lenght'; did you mean 'length'?"),
+        (
+            [{"name": "length", "min_word": 3}],
+            "the filter 'length' has no option 'min_word'; did you mean 'min_words'?",
+        ),
+        (
+            [{"pii": "maks"}],
+            "option 'action' of the filter 'pii': expected 'report', 'mask' or 'exclude', found 'maks'",
+        ),
+        ([{"echo": 3}], "the filter 'echo' has no chief option; write {name: echo, option: value}"),
+        ([["a"]], "a filter is a name, `name: value`, or {name: ..., option: ...}; found ['a']"),
+        (["alpagasus"], "the filter 'alpagasus' asks a judge: add `curate.teacher`"),
+    ],
+)
+def test_a_wrong_filter_is_named_with_what_was_meant(filters: list[Any], message: str):
+    with pytest.raises(ValidationError) as caught:
+        Curate.model_validate({"filters": filters})
+    assert message in str(caught.value)
+
+
+def test_the_filters_of_a_recipe_come_back_from_its_resolved_form():
+    written = [{"name": "length", "min_words": 3}, {"language": ["en", "zh"]}, "refusal", {"pii": "mask"}]
+    section = Curate.model_validate({"filters": written})
+    again = Curate.model_validate(section.model_dump(mode="json"))
+    assert again == section
+    assert section.model_dump(mode="json")["filters"][0]["min_words"] == 3
+
+
+@pytest.mark.real
+def test_a_small_model_finds_matching_replies_likelier(tmp_path: Path, ctx: Context, smollm2: Any):
+    given = [
+        row("What is the capital of France?", "The capital of France is Paris.", source="a:1"),
+        row("How do I boil an egg?", "zxq vv blorp 77 qqq lmnop xx yy zz kk", source="a:2"),
+        row("Name three colours of the rainbow.", "Red, green and blue are colours of the rainbow.", source="a:3"),
+    ]
+    _, train, _, excluded = run(tmp_path, ctx, given, filters=[{"name": "perplexity", "max": 1e6}, "ifd"])
+    assert [each.source for each in train] == ["a:1", "a:3"]
+    assert excluded[0].reason == "ifd"  # the prompt does not help to foretell letters drawn at random
+    assert excluded[0].conversation is not None
+    nonsense = excluded[0].conversation.metadata["scores"]["perplexity"]
+    assert all(4 * each.metadata["scores"]["perplexity"] < nonsense for each in train)
+    assert all(0 < each.metadata["scores"]["ifd"] < 1 for each in train)

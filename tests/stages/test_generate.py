@@ -481,5 +481,107 @@ def test_the_scripted_teacher_writes_rows_offline(tmp_path: Path) -> None:
     kept = read_records(tmp_path / "out/conversations.jsonl", Conversation)
     assert [row.reply for row in kept][:4] == ["00", "10", "20", "01"]
     assert outcome.counts == {"requests": 4, "failed": 0, "rows_parsed": 12, "kept": 10, "rejected_surplus": 2}
-    assert outcome.facts == {"teacher": "scripted:s.jsonl", "num_requests": 4, "cost_usd": 0}
+    assert outcome.facts["teacher"] == "scripted:s.jsonl"
+    assert (outcome.facts["num_requests"], outcome.facts["cost_usd"]) == (4, 0)
+    assert outcome.facts["teacher_terms"][0]["may_train"] == "unknown"
     assert [path.name for path in (tmp_path / "out/logs").iterdir()] == ["answer_times.jsonl"]
+
+
+class WithLedgers:
+    """Runs the stage with a folder of ledgers that outlives its key."""
+
+    def __init__(self, folder: Path, ingest: Artifact) -> None:
+        self.folder, self.ingest = folder, ingest
+
+    def __call__(self, name: str, options: Generate) -> Outcome:
+        out = self.folder / name
+        out.mkdir()
+        settings = Runtime(teacher_concurrency=5, max_retries=2, request_timeout_seconds=5)
+        context = Context(events=Recorder(), runtime=settings, ledgers=self.folder / "ledgers")
+        return run(options, Inputs({"ingest": self.ingest}, {}), out, context)
+
+
+@pytest.mark.parametrize("generator", ["self_instruct", "distill", "dialogue", "personas"])
+def test_a_pilot_is_the_beginning_of_the_full_order_and_its_answers_are_not_paid_again(
+    tmp_path: Path, generator: str
+) -> None:
+    at_once, in_two = (WithLedgers(tmp_path / name, ingest_of(tmp_path / "i")) for name in "ab")
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    answer = write_talks if generator == "dialogue" else write_rows
+    with serving(answer=answer) as fake:
+        at_once("full", section(fake, generator=generator))
+        needed = fake.num_asked
+        pilot = in_two("pilot", section(fake, generator=generator, num_rows=6, budget_usd=5.0, max_requests=100))
+        paid = fake.num_asked - needed
+        full = in_two("full", section(fake, generator=generator))
+        assert fake.num_asked - needed == needed
+        assert 0 < paid < needed
+    assert pilot.counts["kept"] == 6
+    assert full.counts["kept"] == 40
+    first = read_records(tmp_path / "b/pilot/conversations.jsonl", Conversation)
+    assert read_records(tmp_path / "b/full/conversations.jsonl", Conversation)[:6] == first
+    assert outputs(tmp_path / "a/full") == outputs(tmp_path / "b/full")
+    assert len(list((tmp_path / "b/ledgers").iterdir())) == 1
+
+
+def write_talks(body: dict[str, Any]) -> dict[str, Any]:
+    rng = random.Random(hashlib.sha256(json.dumps([body["messages"], body.get("seed")]).encode()).hexdigest())
+    lines = []
+    for _ in range(3):
+        lines += [
+            f"User: {' '.join(rng.choices(WORDS, k=9))} {rng.random()}",
+            f"Assistant: {' '.join(rng.choices(WORDS, k=4))}",
+        ]
+    return say("\n".join(lines), usage={"prompt_tokens": 50, "completion_tokens": 40})
+
+
+def test_another_temperature_is_another_ledger_and_another_process_is_told_to_wait(tmp_path: Path) -> None:
+    from filelock import FileLock
+
+    stage = WithLedgers(tmp_path / "a", ingest_of(tmp_path / "i"))
+    (tmp_path / "a").mkdir()
+    with serving(answer=write_rows) as fake:
+        stage("one", section(fake, num_rows=5))
+        stage("two", section(fake, num_rows=5, temperature=0.5))
+        ledgers = sorted((tmp_path / "a/ledgers").iterdir())
+        assert len(ledgers) == 2
+        with FileLock(ledgers[0] / "lock"), FileLock(ledgers[1] / "lock"), pytest.raises(TunesmithError) as caught:
+            stage("three", section(fake, num_rows=9))
+    assert "another process" in caught.value.message
+
+
+def test_commercial_use_is_refused_before_the_first_request(tmp_path: Path) -> None:
+    with serving(answer=write_rows) as fake:
+        with pytest.raises(RecipeError, match="do not allow training"):
+            generate(tmp_path / "out", section(fake, require_commercial_use=True), ingest=ingest_of(tmp_path / "i"))
+        assert fake.num_asked == 0
+        rows = [seed(n).model_copy(update={"licence": "cc0-1.0" if n % 2 else "cc-by-nc-4.0"}) for n in range(12)]
+        options = section(fake, require_commercial_use=True, outputs_licence="apache-2.0")
+        generate(tmp_path / "out", options, ingest=ingest_of(tmp_path / "j", rows=rows))
+    kept = read_records(tmp_path / "out/conversations.jsonl", Conversation)
+    assert {row.licence for row in kept} == {"cc0-1.0 AND apache-2.0"}
+    assert {row.metadata["teacher_may_train"] for row in kept} == {"yes"}
+    assert not any("train seed 4:" in json.dumps(body) for body in fake.asked)
+
+
+def test_questions_leave_a_file_to_edit(tmp_path: Path) -> None:
+    script = tmp_path / "s.jsonl"
+    script.write_text(json.dumps({"text": "1. Why is quartz hard?\n2. Where do larks nest in winter?"}) + "\n")
+    options = section(script="s.jsonl", num_rows=2, rows_per_request=2, generator="questions")
+    generate(tmp_path / "out", options, ingest=ingest_of(tmp_path / "i"), files={"s.jsonl": script})
+    lines = (tmp_path / "out/questions.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == [
+        {"question": "Why is quartz hard?"}, {"question": "Where do larks nest in winter?"},
+    ]  # fmt: skip
+
+
+def test_a_source_that_ends_early_is_said(tmp_path: Path, sink: Recorder) -> None:
+    script = tmp_path / "s.jsonl"
+    script.write_text("".join(json.dumps({"text": f"答复 {n} {WORDS[n]}"}) + "\n" for n in range(12)))
+    options = section(script="s.jsonl", num_rows=40, generator="translate", max_similarity=1)
+    rows = [seed(n) for n in range(5)]
+    ingest = ingest_of(tmp_path / "i", rows=rows)
+    generate(tmp_path / "out", options, ingest=ingest, files={"s.jsonl": script}, events=sink)
+    notes = [event.message for event in sink.events if isinstance(event, Note)]
+    assert "stopped at 5 of 40 rows: translate has nothing more to work from" in notes

@@ -14,7 +14,7 @@ from tunesmith.protocols import Context
 from tunesmith.recipe import Ingest
 from tunesmith.stages import ingest
 from tunesmith.text.jsonl import read_records
-from tunesmith.types import Conversation, Excluded, Inputs, Outcome, Task
+from tunesmith.types import Conversation, Document, Excluded, Inputs, Labelled, Outcome, Preference, Task
 
 
 def jsonl(path: Path, *rows: Any) -> Path:
@@ -168,3 +168,62 @@ def test_what_cannot_be_learnt_from_is_one_clear_error(
         run(tmp_path, ctx, **fields)
     assert message in str(caught.value)
     assert hint in (caught.value.hint or "")
+
+
+def test_a_sampled_file_gives_so_many_examples_and_counts_the_rest(tmp_path: Path, ctx: Context, sink: Any):
+    jsonl(tmp_path / "a.jsonl", *pairs(*range(50)), {"question": "", "answer": "x"})
+    section = Ingest.model_validate({"files": ["a.jsonl#10", "a.jsonl#70"]})
+    assert section.file_names() == ["a.jsonl"]
+    out = tmp_path / "out"
+    out.mkdir()
+    outcome = ingest.run(section, Inputs({}, {"a.jsonl": tmp_path / "a.jsonl"}), out, ctx)
+    assert outcome.counts == {
+        "rows_read": 102, "kept": 60, "rejected": 2, "train": 60, "test": 0, "not_drawn": 40,
+    }  # fmt: skip
+    notes = [event.message for event in sink.events if event.type == "note"]
+    assert notes[0] == "a.jsonl#70 asks for 70 examples, and the file has 50: all are taken"
+
+
+def test_preferences_labels_and_documents_have_files_of_their_own(tmp_path: Path, ctx: Context):
+    jsonl(tmp_path / "a.jsonl", *pairs(1))
+    jsonl(tmp_path / "p.jsonl", *[{"prompt": f"p{n}", "chosen": "c", "rejected": "r"} for n in range(4)])
+    jsonl(tmp_path / "k.jsonl", {"prompt": "question  1?", "completion": "c", "label": True})
+    (tmp_path / "d.txt").write_text("Once upon a time.")
+    section = Ingest.model_validate(
+        {"files": ["a.jsonl", "p.jsonl", "k.jsonl", "d.txt"], "licence": "MIT", "test_fraction": 0.5}
+    )
+    out = tmp_path / "out"
+    out.mkdir()
+    outcome = ingest.run(section, Inputs({}, {name: tmp_path / name for name in section.files}), out, ctx)
+    counts = outcome.counts
+    assert (counts["rows_read"], counts["preferences"], counts["labelled"], counts["documents"]) == (7, 4, 1, 1)
+    preferences = read_records(out / "preferences.jsonl", Preference)
+    labelled = read_records(out / "labelled.jsonl", Labelled)
+    documents = read_records(out / "documents.jsonl", Document)
+    rows = read_records(out / "conversations.jsonl", Conversation)
+    assert [row.chosen for row in preferences] == ["c"] * 4 and documents[0].text == "Once upon a time."
+    assert (labelled[0].origin, labelled[0].split) == (rows[0].origin, rows[0].split)  # the same prompt
+    everything = [*preferences, *labelled, *documents, *rows]
+    assert {row.licence for row in everything} == {"MIT"}
+    assert sum(row.split == "test" for row in everything) in (3, 4)
+    assert sorted(path.name for path in out.iterdir()) == [
+        "conversations.jsonl", "documents.jsonl", "labelled.jsonl", "preferences.jsonl", "rejects.jsonl", "task.json",
+    ]  # fmt: skip
+
+
+def test_rows_that_name_another_rows_id_as_origin_follow_it(tmp_path: Path, ctx: Context):
+    _, (seed,), _, _ = run(tmp_path, ctx, files=[jsonl(tmp_path / "a.jsonl", *pairs(1)).name])
+    first = Conversation(messages=seed.messages)
+    copies = [{**pairs(n)[0], "origin": first.id} for n in (5, 6)]
+    jsonl(tmp_path / "a.jsonl", *copies, *pairs(1))
+    _, rows, _, _ = run(tmp_path, ctx, files="a.jsonl")
+    assert len({row.origin for row in rows}) == 1
+
+
+def test_the_form_of_a_file_can_be_named(tmp_path: Path, ctx: Context):
+    talk = {"instruction": "Write a dialogue.", "output": "Tom: Hi!\nAnn: Hello."}
+    jsonl(tmp_path / "a.jsonl", talk)
+    with pytest.raises(DataError, match="two ways"):
+        run(tmp_path, ctx, files="a.jsonl")
+    _, (row,), _, _ = run(tmp_path, ctx, files="a.jsonl", format="alpaca_plain")
+    assert row.reply == talk["output"]

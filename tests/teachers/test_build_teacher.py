@@ -12,7 +12,8 @@ from tunesmith.protocols import Price
 from tunesmith.recipe import Runtime, TeacherSection
 from tunesmith.teachers import TEACHERS
 from tunesmith.teachers.build import build_teacher
-from tunesmith.teachers.prices import resolve_price
+from tunesmith.teachers.openai import dearest
+from tunesmith.teachers.prices import price_warning, resolve_price
 
 WHERE = "recipe.generate.teacher"
 
@@ -42,7 +43,7 @@ def test_a_key_with_letters_no_key_has_is_refused_unseen(monkeypatch: pytest.Mon
 
 
 def test_a_key_in_the_place_of_its_name_is_not_repeated() -> None:
-    with pytest.raises(RecipeError, match="no name of an environment variable") as caught:
+    with pytest.raises(ValueError, match="no name of an environment variable") as caught:
         build(model="gpt-4o-mini", api_key_env="sk-proj-4711")
     assert "4711" not in str(caught.value)
 
@@ -78,6 +79,49 @@ def test_prices_come_from_the_recipe_then_the_dated_table_and_what_runs_here_is_
     assert "20" in table.source
     assert own == Price(1, 2, source="recipe")
     assert local.cost(10**9, 10**9) == 0
+
+
+def test_a_batch_costs_the_share_the_table_names_and_a_price_of_the_recipe_as_written() -> None:
+    table = resolve_price(TeacherSection(model="gpt-4o-mini"), where=WHERE, batch=True)
+    own = resolve_price(TeacherSection(model="gpt-4o-mini", price_usd_per_mtok=(1, 2)), where=WHERE, batch=True)
+    assert (table.input_usd_per_mtok, own.input_usd_per_mtok) == (0.075, 1)
+
+
+def test_a_price_from_the_table_says_its_date_and_that_it_must_be_checked() -> None:
+    warning = price_warning(TeacherSection(model="gpt-4o-mini"))
+    assert warning is not None
+    assert "2026-11" in warning
+    assert "check" in warning
+    assert price_warning(TeacherSection(model="gpt-4o-mini", price_usd_per_mtok=(1, 2))) is None
+
+
+def test_more_endpoints_need_their_own_price_and_key_and_worst_cases_use_the_dearest(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("A", "sk-a")
+    monkeypatch.delenv("B", raising=False)
+    with pytest.raises(RecipeError, match="variable B is not set") as caught:
+        build(model="gpt-4o-mini", api_key_env="A", extra_endpoints=[{"api_key_env": "B"}])
+    assert caught.value.where == f"{WHERE}.extra_endpoints.0.api_key_env"
+    with pytest.raises(RecipeError, match=r"at '10\.0\.0\.9' is not known"):
+        build(model="gpt-4o-mini", api_key_env="A", extra_endpoints=[{"base_url": "http://10.0.0.9/v1"}])
+    with pytest.raises(ValueError, match="name another"):
+        build(model="gpt-4o-mini", extra_endpoints=[{}])
+    monkeypatch.setenv("B", "sk-b")
+    teacher = build(model="gpt-4o-mini", api_key_env="A", extra_endpoints=[{"api_key_env": "B"}])
+    assert [lane.headers["Authorization"] for lane in teacher.lanes.all] == ["Bearer sk-a", "Bearer sk-b"]
+    assert teacher.price.output_usd_per_mtok == 0.60
+    prices = [Price(1.0, 5.0), Price(2.0, 3.0)]
+    assert (dearest(prices).input_usd_per_mtok, dearest(prices).output_usd_per_mtok) == (2.0, 5.0)
+
+
+def test_the_batch_setting_changes_the_road_and_not_the_identity(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-a")
+    section = TeacherSection(model="gpt-4o-mini")
+    single = build_teacher(section, where=WHERE, runtime=Runtime(), files={})
+    batch = build_teacher(section, where=WHERE, runtime=Runtime(teacher_batch=True), files={})
+    assert single.identity == batch.identity
+    assert batch.price.cost(10**6, 0) == single.price.cost(10**6, 0) / 2
 
 
 def test_the_key_is_not_in_anything_that_can_be_shown(monkeypatch: pytest.MonkeyPatch) -> None:

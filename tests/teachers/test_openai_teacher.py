@@ -14,8 +14,9 @@ import pytest
 from teachers.fake_openai import FakeOpenAI, Fault, say, serve
 from tunesmith.errors import TeacherError
 from tunesmith.protocols import Price
-from tunesmith.teachers.budget import Budget, current_reservation
-from tunesmith.teachers.openai import OpenAITeacher
+from tunesmith.teachers.budget import Budget
+from tunesmith.teachers.call import Call, current_call
+from tunesmith.teachers.openai import Endpoint, OpenAITeacher
 from tunesmith.types import Message, SamplingParams, TeacherRequest
 
 KEY = "sk-canary+4711/secret"
@@ -30,12 +31,13 @@ def request(text: str = "Hello?", **sampling: Any) -> TeacherRequest:
 def teacher_at(fake: FakeOpenAI | str, **changes: Any) -> OpenAITeacher:
     options: dict[str, Any] = {
         "model": "gpt-test",
-        "base_url": fake if isinstance(fake, str) else fake.base_url,
-        "api_key": KEY,
-        "price": Price(1.0, 2.0),
+        "endpoints": [Endpoint(fake if isinstance(fake, str) else fake.base_url, KEY, Price(1.0, 2.0))],
         "concurrency": 4,
         "timeout_seconds": 5.0,
         "max_retries": 3,
+        "requests_per_minute": None,
+        "tokens_per_minute": None,
+        "notify": lambda sentence: None,
     }
     return OpenAITeacher(**{**options, **changes})
 
@@ -268,12 +270,20 @@ def test_secrets_in_the_address_stay_out_of_the_identity() -> None:
 async def test_a_try_that_may_have_been_billed_is_counted_and_stops_at_the_budget() -> None:
     worst = Price(1.0, 2.0).cost(len(b"Hello?") + 16, 50)
     budget = Budget(worst * 2.5, where="recipe.generate.budget_usd")
+    marks: list[float] = []
+    kept: list[bytes] = []
+
+    def mark(usd: float, batch: str | None) -> None:
+        marks.append(usd)
+
     async with serve([Fault("truncated")] * 5) as fake:
         reservation = await budget.reserve(worst)
-        current_reservation.set(reservation)
+        current_call.set(Call("key", reservation, mark=mark, keep=kept.append))
         completion = await ask(fake, max_retries=4)
         budget.settle(reservation, completion.cost_usd)
     assert fake.num_asked == 2
     assert completion.cost_usd == pytest.approx(2 * worst)
     assert "budget ends here" in (completion.error or "")
     assert budget.spent_usd <= worst * 2.5
+    assert marks == pytest.approx([worst, worst])
+    assert kept and kept[0].startswith(b'{"id": "x"')

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tunesmith.data.readers import read_examples
 from tunesmith.errors import DataError
-from tunesmith.types import Conversation, Excluded
+from tunesmith.types import Conversation, Example, Excluded
 
 MAX_COUNTED_BYTES = 8 << 20
 """A file is counted whole up to this size and guessed from its beginning above: a few seconds of reading."""
@@ -39,6 +39,12 @@ class Counted:
             self.num_tokens + other.num_tokens,
             self.exact and other.exact,
         )
+
+    def at_most(self, num_rows: int | None) -> Counted:
+        """The rows that `file#N` draws; none = all."""
+        if num_rows is None or num_rows >= self.num_rows:
+            return self
+        return Counted(num_rows, self.num_rejected, self.num_tokens * num_rows / self.num_rows, exact=True)
 
     def times(self, factor: float) -> Counted:
         """A guess of the whole from a part of it."""
@@ -73,7 +79,7 @@ def _count_file(path: Path) -> Counted:
     if size_bytes <= MAX_COUNTED_BYTES:
         return _count(read_examples(path))
     with path.open("rb") as stream:
-        if stream.read(4) == b"PAR1":  # its index is at the end, so a beginning of it cannot be read
+        if stream.read(4) in (b"PAR1", b"PK\x03\x04"):  # their index is at the end, so a beginning cannot be read
             return _count(read_examples(path))
     with tempfile.TemporaryDirectory(prefix="tunesmith-") as folder:
         head = Path(folder) / path.name
@@ -83,7 +89,7 @@ def _count_file(path: Path) -> Counted:
         return _count(_until_torn(read_examples(head))).times(size_bytes / MAX_COUNTED_BYTES)
 
 
-def _until_torn(rows: Iterable[Conversation | Excluded]) -> Iterator[Conversation | Excluded]:
+def _until_torn(rows: Iterable[Example | Excluded]) -> Iterator[Example | Excluded]:
     """The rows before the place where the file was cut. What was wrong before any row is raised."""
     any_row = False
     try:
@@ -95,12 +101,14 @@ def _until_torn(rows: Iterable[Conversation | Excluded]) -> Iterator[Conversatio
             raise
 
 
-def _count(rows: Iterable[Conversation | Excluded]) -> Counted:
+def _count(rows: Iterable[Example | Excluded]) -> Counted:
     num_rows, num_rejected, num_tokens = 0, 0, 0.0
     for row in rows:
         if isinstance(row, Excluded):
             num_rejected += 1
-        elif row.split != "test":
+        elif (
+            isinstance(row, Conversation) and row.split != "test"
+        ):  # pairs, labels and plain text are counted by ingest
             num_rows += 1
             num_tokens += sum(tokens_of(message.content) + _TOKENS_PER_MESSAGE for message in row.messages)
     return Counted(num_rows, num_rejected, num_tokens)

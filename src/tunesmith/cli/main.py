@@ -15,6 +15,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from tunesmith import __version__
+from tunesmith.cli import data
 from tunesmith.errors import EXTRAS, RecipeError, TunesmithError
 
 _INTERRUPTED = 130
@@ -29,6 +30,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Start here: `tunesmith new my-desk --data my-examples.jsonl`, then `tunesmith run my-desk`.",
 )
+
+app.add_typer(data.app)
 
 RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe file, or the folder it is in.")]
 Overrides = Annotated[
@@ -57,12 +60,29 @@ def _options(
     """Options of the command itself."""
 
 
-@app.command(epilog="Example: `tunesmith run examples/support-desk --set train.num_epochs=3`")
-def run(recipe: RecipePath, overrides: Overrides = None, root: Root = None) -> None:
+@app.command(
+    epilog="Examples: `tunesmith run examples/support-desk --set train.num_epochs=3` · "
+    "`tunesmith run examples/sharegpt-pages --until tokenize`"
+)
+def run(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    until: Annotated[str | None, typer.Option(metavar="STAGE", help="Stop after this stage.")] = None,
+    pilot: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="ROWS", help="Generate this many rows, show them and the full cost, stop."),
+    ] = None,
+    root: Root = None,
+) -> None:
     """Run a recipe. Finished stages are reused, an interrupted one continues where it stopped."""
+    if pilot is not None:
+        from tunesmith.cli.piloting import run_pilot
+
+        run_pilot(recipe, overrides or [], root, pilot)
+        return
     from tunesmith.cli.running import run_recipe
 
-    run_recipe(recipe, overrides or [], root)
+    run_recipe(recipe, overrides or [], root, until)
 
 
 @app.command(epilog="Example: `tunesmith plan examples/support-desk`")

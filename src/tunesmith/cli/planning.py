@@ -15,7 +15,7 @@ from tunesmith.cli.terminal import duration
 from tunesmith.generating.estimate import estimate as estimate_generation
 from tunesmith.model.catalog import ModelListing, list_models
 from tunesmith.pipeline import Plan, plan
-from tunesmith.recipe import BaseModelSection, Train
+from tunesmith.recipe import BaseModelSection, Train, split_sampled
 from tunesmith.resolve import ResolvedRecipe, load_recipe
 from tunesmith.store import Store, default_root
 from tunesmith.teachers.prices import resolve_price
@@ -71,7 +71,8 @@ def _measure(planned: Plan) -> Size:
         return Size(facts["num_samples"], facts["num_tokens"], num_parameters, per_pack, known=True)
     counted = Counted()
     for name in recipe.ingest.files:
-        counted += count_examples(planned.resolved.folder / Path(name).expanduser())
+        file, size = split_sampled(name)
+        counted += count_examples(planned.resolved.folder / Path(file).expanduser()).at_most(size)
     num_rows = counted.num_rows
     tokens = counted.num_tokens + num_rows * tokens_of(recipe.ingest.system_prompt or "")
     share = (1 - recipe.ingest.test_fraction) * (1 - recipe.curate.test_fraction)
@@ -95,7 +96,9 @@ def _expect(stage: str, resolved: ResolvedRecipe, size: Size) -> str:
     recipe = resolved.recipe
     if stage == "generate" and recipe.generate is not None:
         seeds = size.num_rows
-        price = resolve_price(recipe.generate.teacher, where="recipe.generate.teacher")
+        price = resolve_price(
+            recipe.generate.teacher, where="recipe.generate.teacher", batch=recipe.runtime.teacher_batch
+        )
         guess = estimate_generation(recipe.generate, seeds, size.num_tokens / seeds if seeds else 0, price)
         tokens = guess["prompt_tokens"] + guess["completion_tokens"]
         cap = f", cap ${recipe.generate.budget_usd:,.2f}" if recipe.generate.budget_usd is not None else ""

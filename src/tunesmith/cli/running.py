@@ -14,13 +14,13 @@ from tunesmith.resolve import load_recipe
 from tunesmith.store import Run, Store, default_root
 
 
-def run_recipe(path: Path, overrides: Sequence[str], root: Path | None) -> None:
-    """Run a recipe to its end."""
+def run_recipe(path: Path, overrides: Sequence[str], root: Path | None, until: str | None) -> None:
+    """Run a recipe to its end, or to the end of one stage."""
     console = Console()
     resolved = load_recipe(path, overrides)
     store = Store(root or default_root())
     with TerminalSink(console) as sink:
-        run = execute(resolved, store, sink)
+        run = execute(resolved, store, sink, until)
     _say_where_to_look(console, run, root)
 
 
@@ -35,7 +35,8 @@ def _say_where_to_look(console: Console, run: Run, root: Path | None) -> None:
             console.print(table)
     at = f" --root {root}" if root else ""
     lines = [("look at the run", f"tunesmith show {run.name}{at}")]
-    lines.append(("tokens and mask", f"tunesmith show {run.name} --sample 0 --tokens{at}"))
+    if run.artifact("tokenize") is not None:
+        lines.append(("tokens and mask", f"tunesmith show {run.name} --sample 0 --tokens{at}"))
     if evaluation is not None:
         lines.append(("every answer", str(run.path / "evaluate" / "report.html")))
     if run.artifact("export") is not None:

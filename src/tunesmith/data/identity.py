@@ -8,7 +8,7 @@ from __future__ import annotations
 import unicodedata
 
 from tunesmith.hashing import digest_json
-from tunesmith.types import Conversation, Message
+from tunesmith.types import Conversation, Labelled, Message, Preference
 
 
 def normalise(text: str) -> str:
@@ -16,7 +16,7 @@ def normalise(text: str) -> str:
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
-def prompt_key(conversation: Conversation) -> str:
+def prompt_key(conversation: Conversation | Preference | Labelled) -> str:
     """Digest of everything before the last reply, normalised: equal for prompts that ask the same."""
     return digest_json([_essence(message) for message in conversation.prompt])
 

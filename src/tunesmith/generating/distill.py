@@ -1,68 +1,29 @@
 """New rows from a task sentence alone, and a system prompt for the student (the idea of gpt-llm-trainer, 2023, made
-parallel: rounds instead of one pair after the other).
+parallel: rounds instead of one pair after the other, several pairs in one answer).
 
-Pairs are asked for in rounds of 1, 2, 4 ... requests. A request shows up to eight pairs accepted in earlier rounds and
-asks for something harder, so the level rises with the number of rows.
+Pairs are asked for in rounds of 1, 2, 4 ... requests. A request shows up to eight pairs kept before its round and asks
+for something harder. The first rounds climb one level each; once the top is reached, requests take the levels in
+turn, so that a large order covers all of them.
 
-Law: the requests of a round are a function of (rng_seed, task, options, rows accepted before that round), a round
-begins when the one before is judged, and answers are judged in the order of the requests. So what comes out does not
-depend on concurrency, timing or interruptions.
+Law: the requests of a round are a function of (rng_seed, task, options, rows kept before that round), so what comes
+out depends neither on timing nor on interruptions, and a larger order begins with the rows of a smaller one.
 """
 
 from __future__ import annotations
 
-import json
-import math
-import random
-from collections.abc import Mapping
-from contextlib import aclosing
-from dataclasses import dataclass
-
 from tunesmith.errors import RecipeError, TeacherError
+from tunesmith.generating.asking import Pen, TeacherFailed
+from tunesmith.generating.constraints import rows_schema
 from tunesmith.generating.examples import Example
-from tunesmith.generating.gate import Gate
-from tunesmith.generating.in_order import Patience, answers_in_order
-from tunesmith.generating.parsing import Row, parse_rows
-from tunesmith.generating.prompt_files import PromptFile, load_prompt
+from tunesmith.generating.gate import Frame
+from tunesmith.generating.parsing import parse_rows, without_thoughts
+from tunesmith.generating.work import Work, Workshop
 from tunesmith.protocols import GenerationContext
 from tunesmith.recipe import Generate
-from tunesmith.types import SamplingParams, Task, TeacherRequest
+from tunesmith.types import Task, TeacherRequest
 
 MAX_PAIRS_SHOWN = 8
-MAX_REQUESTS_PER_ROUND = 32
 MAX_SYSTEM_PROMPT_TOKENS = 500
-
-
-@dataclass(frozen=True)
-class _Pen:
-    """What every request of one run has in common."""
-
-    options: Generate
-    task: Task
-    rng_seed: int
-    prompt: PromptFile
-
-    def request(self, section: str, values: Mapping[str, object], number: int, max_tokens: int) -> TeacherRequest:
-        """Request `number`, made from one section of the prompt file."""
-        schema = self.task.output_schema
-        shared = {
-            "task": self.task.description,
-            "schema": json.dumps(schema, ensure_ascii=False) if schema is not None else None,
-        }
-        return TeacherRequest(
-            messages=self.prompt.messages(section, {**shared, **values}),
-            sampling=SamplingParams(
-                max_tokens=max_tokens,
-                temperature=self.options.temperature,
-                top_p=self.options.top_p,
-                rng_seed=self.rng(number, "sampling").getrandbits(31),
-            ),
-            sample_index=number,
-        )
-
-    def rng(self, number: int, purpose: str) -> random.Random:
-        """Randomness of one request for one purpose."""
-        return random.Random(f"{self.rng_seed}/{number}/{purpose}")
 
 
 async def distill(options: Generate, ctx: GenerationContext, wanted: int) -> Task:
@@ -71,86 +32,64 @@ async def distill(options: Generate, ctx: GenerationContext, wanted: int) -> Tas
     Raises RecipeError without a task description, TeacherError where the teacher is of no use, BudgetExceeded where
     not even the system prompt could be asked for.
     """
-    if not ctx.task.description:
-        raise RecipeError(
-            "distill works from the task alone, and there is none",
-            where="recipe.ingest.task",
-            hint="say in one or two sentences what the model should do",
-        )
-    pen = _Pen(options, ctx.task, ctx.rng_seed, load_prompt("distill", options.language))
-    number = 0
-    task = ctx.task
+    require_task(ctx, "distill")
+    pen = Pen.of(options, ctx, "distill")
+    task, first = ctx.task, 0
     if not task.system_prompt:
-        task = task.model_copy(update={"system_prompt": await _write_system_prompt(pen, ctx)})
-        number = 1
-    gate = Gate(ctx, [], wanted=wanted, max_similarity=options.max_similarity, generator="distill")
-    patience = Patience(options.max_failures, where="recipe.generate")
-    round_number = 0
-    while gate.missing > 0:
-        size = min(2**round_number, MAX_REQUESTS_PER_ROUND, math.ceil(gate.missing / options.rows_per_request))
-        numbers = range(number, number + size)
-        if await _round(pen, task, ctx, gate, patience, numbers, round_number, wanted) < size:
-            break  # a hard stop
-        number += size
-        round_number += 1
+        task, first = task.model_copy(update={"system_prompt": await _write_system_prompt(pen)}), 1
+    shop = Workshop(options, ctx, wanted, generator="distill", rows_per_item=options.rows_per_request)
+
+    async def work_after(number: int, kept: tuple[Example, ...], round_number: int) -> Work:
+        level = _level(pen, number, round_number)
+        completion = await pen.ask(_pairs_request(pen, task, kept, number, level))
+        pieces = parse_rows(completion.text, cut=completion.finish_reason == "length")
+        frame = Frame(task.system_prompt, metadata={"round": round_number, "level": level})
+        return Work(tuple(pieces), frame, completion.text)
+
+    await shop.write_in_rounds(work_after, first=first)
     return task
 
 
-async def _round(
-    pen: _Pen,
-    task: Task,
-    ctx: GenerationContext,
-    gate: Gate,
-    patience: Patience,
-    numbers: range,
-    round_number: int,
-    wanted: int,
-) -> int:
-    """Ask the requests of one round side by side and judge their answers in order; how many were answered."""
-    before = tuple(gate.accepted)
-    requests = [_pairs_request(pen, task, before, number, wanted) for number in numbers]
-    num_answered = 0
-    async with aclosing(answers_in_order(ctx.client, requests, lambda in_flight: True)) as answers:
-        async for request, completion in answers:
-            num_answered += 1
-            if completion.finish_reason == "error":
-                patience.failed(completion.error)
-                continue
-            pieces = parse_rows(completion.text, cut=completion.finish_reason == "length")
-            gate.judge(
-                pieces,
-                asked_for=pen.options.rows_per_request,
-                request=request.sample_index,
-                system_prompt=task.system_prompt,
-                metadata={"round": round_number},
-            )
-            patience.read(sum(isinstance(piece, Row) for piece in pieces), completion.text)
-    return num_answered
+def require_task(ctx: GenerationContext, generator: str) -> str:
+    """The task description. RecipeError where there is none."""
+    if not ctx.task.description:
+        raise RecipeError(
+            f"{generator} works from the task alone, and there is none",
+            where="recipe.ingest.task",
+            hint="say in one or two sentences what the model should do",
+        )
+    return ctx.task.description
 
 
-def _pairs_request(pen: _Pen, task: Task, accepted: tuple[Example, ...], number: int, wanted: int) -> TeacherRequest:
-    shown = pen.rng(number, "pairs").sample(accepted, min(MAX_PAIRS_SHOWN, len(accepted)))
-    levels = pen.prompt.lines("levels")
+def _level(pen: Pen, number: int, round_number: int) -> int:
+    top = len(pen.prompt.lines("levels")) - 1
+    return round_number if round_number <= top else number % (top + 1)
+
+
+def _pairs_request(pen: Pen, task: Task, kept: tuple[Example, ...], number: int, level: int) -> TeacherRequest:
+    shown = pen.rng(number, "pairs").sample(kept, min(MAX_PAIRS_SHOWN, len(kept)))
     values = {
         "system_prompt": task.system_prompt,
         "num_shown": len(shown),
         "examples": "\n".join(pair.line() for pair in shown),
         "num_rows": pen.options.rows_per_request,
-        "level": levels[min(len(levels) * len(accepted) // wanted, len(levels) - 1)],
+        "level": pen.prompt.lines("levels")[level],
     }
-    return pen.request("user", values, number, pen.options.max_tokens)
+    schema = rows_schema(pen.options.rows_per_request, task.output_schema)
+    return pen.request("user", values, number, schema=schema)
 
 
-async def _write_system_prompt(pen: _Pen, ctx: GenerationContext) -> str:
-    request = pen.request("write_system_prompt", {}, 0, MAX_SYSTEM_PROMPT_TOKENS)
-    completion = await ctx.client.ask(request)
-    if completion.finish_reason == "error":
+async def _write_system_prompt(pen: Pen) -> str:
+    request = pen.request("write_system_prompt", {}, 0, max_tokens=MAX_SYSTEM_PROMPT_TOKENS)
+    try:
+        completion = await pen.ask(request)
+    except TeacherFailed as failure:
         raise TeacherError(
-            f"the teacher wrote no system prompt: {completion.error}",
+            f"the teacher wrote no system prompt: {failure}",
             where="recipe.generate.teacher",
             hint="run again, or write `ingest.system_prompt` yourself",
-        )
-    text = completion.text.split("</think>")[-1].strip().strip("`").strip()
+        ) from None
+    text = without_thoughts(completion.text).split("</think>")[-1].strip().strip("`").strip()
     if len(text) > 1 and text[0] in "\"“'" and text[-1] in "\"”'":
         text = text[1:-1].strip()
     if completion.finish_reason == "length":  # end with the last whole sentence

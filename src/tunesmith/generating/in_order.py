@@ -1,15 +1,20 @@
-"""Many requests in flight, answers taken in the order of the requests: what makes a resumed generation equal to an
+"""Many requests in flight, results taken in the order they were begun: what makes a resumed generation equal to an
 uninterrupted one. Knows nothing of prompts or rows."""
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Iterable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
+from contextlib import aclosing
+from typing import TypeVar
 
 from tunesmith.errors import BudgetExceeded, TeacherError
 from tunesmith.protocols import TeacherClient
 from tunesmith.types import Completion, TeacherRequest
+
+S = TypeVar("S")
+T = TypeVar("T")
 
 _MAX_IN_FLIGHT = 1024
 """Bounds memory. The client bounds what really goes out."""
@@ -18,39 +23,54 @@ _MAX_IN_FLIGHT = 1024
 async def answers_in_order(
     client: TeacherClient, requests: Iterable[TeacherRequest], may_ask: Callable[[int], bool]
 ) -> AsyncGenerator[tuple[TeacherRequest, Completion]]:
-    """Yields (request, answer) in the order of `requests`, asking ahead while may_ask(requests in flight) allows it.
+    """Yields (request, answer) in the order of `requests`: results_in_order of one request each."""
 
-    Law: a request is begun only after all before it, and `may_ask` sees a state made by a prefix of the answers. So if
-    `may_ask` grants no more requests than are needed even when every row is kept, the requests that are made, and the
-    order of their answers, are the same whatever the timing, the concurrency and the number of interruptions.
+    async def ask(request: TeacherRequest) -> tuple[TeacherRequest, Completion]:
+        return request, await client.ask(request)
 
-    Ends early at a hard stop (BudgetExceeded), after the answers before it; the client remembers which it was.
+    async with aclosing(results_in_order(requests, ask, may_ask)) as results:
+        async for result in results:
+            yield result
+
+
+async def results_in_order(
+    items: Iterable[S], work: Callable[[S], Awaitable[T]], may_begin: Callable[[int], bool]
+) -> AsyncGenerator[T]:
+    """Yields work(item) in the order of `items`, beginning ahead while may_begin(items in flight) allows it. The work on
+    an item may be a chain of requests.
+
+    Law: an item is begun only after all before it, and `may_begin` sees a state made by a prefix of the results. So if
+    work(item) depends on nothing but the item, and `may_begin` grants no more items than are needed even when every
+    row is kept, then the requests that are made and the order of the results are the same whatever the timing, the
+    concurrency and the number of interruptions.
+
+    Ends early at a hard stop (BudgetExceeded), after the results before it; the client remembers which it was.
     """
-    coming = iter(requests)
-    waiting: deque[tuple[TeacherRequest, asyncio.Task[Completion]]] = deque()
+    coming = iter(items)
+    waiting: deque[asyncio.Task[T]] = deque()
     try:
         while True:
-            while len(waiting) < _MAX_IN_FLIGHT and may_ask(len(waiting)):
-                request = next(coming, None)
-                if request is None:
+            while len(waiting) < _MAX_IN_FLIGHT and may_begin(len(waiting)):
+                try:
+                    item = next(coming)
+                except StopIteration:
                     break
-                waiting.append((request, asyncio.create_task(_ask(client, request))))
+                waiting.append(asyncio.create_task(_begin(work, item)))
             if not waiting:
                 return
-            request, answer = waiting.popleft()
             try:
-                completion = await answer
+                result = await waiting.popleft()
             except BudgetExceeded:
                 return
-            yield request, completion
+            yield result
     finally:
-        for _, answer in waiting:
-            answer.cancel()
-        await asyncio.gather(*(answer for _, answer in waiting), return_exceptions=True)
+        for task in waiting:
+            task.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
 
 
-async def _ask(client: TeacherClient, request: TeacherRequest) -> Completion:
-    return await client.ask(request)
+async def _begin(work: Callable[[S], Awaitable[T]], item: S) -> T:
+    return await work(item)
 
 
 class Patience:

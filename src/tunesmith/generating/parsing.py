@@ -10,7 +10,7 @@ from __future__ import annotations
 import ast
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,8 +47,8 @@ class Broken:
 
 def parse_rows(text: str, *, cut: bool) -> list[Row | Broken]:
     """The rows of one answer in its order. cut: the answer ended because of its length (finish_reason "length")."""
-    body = _THINKING.sub("", _valid_unicode(text)).strip()
-    found = list(_objects(body, cut)) if "{" in body else []
+    body = without_thoughts(text)
+    found = list(_objects(body, cut, _row)) if "{" in body else []
     if not any(isinstance(piece, Row) for piece in found):
         found = list(_blocks(body, cut)) or found
     if not found:
@@ -57,7 +57,35 @@ def parse_rows(text: str, *, cut: bool) -> list[Row | Broken]:
     return found
 
 
-def _objects(body: str, cut: bool) -> Iterator[Row | Broken]:
+def without_thoughts(text: str) -> str:
+    """The answer without what a reasoning model thought aloud, in valid Unicode."""
+    return _THINKING.sub("", _valid_unicode(text)).strip()
+
+
+def parse_objects(text: str, *, fields: Mapping[str, tuple[str, ...]], cut: bool) -> list[Row | Broken]:
+    """JSON objects with other fields than a row's. fields: name -> keys that may stand for it; all must be there.
+
+    A Row's `input` is then {name: value}, its `output` None.
+    """
+
+    def read(value: Any) -> Row | None:
+        if not isinstance(value, dict):
+            return None
+        given = {str(key).strip().lower(): item for key, item in value.items()}
+        found = {
+            name: next((given[key] for key in (name, *keys) if key in given), None) for name, keys in fields.items()
+        }
+        return None if None in found.values() else Row(found, None)
+
+    body = without_thoughts(text)
+    pieces = list(_objects(body, cut, read)) if "{" in body else []
+    if not pieces:
+        reason = "cut_off" if cut and body else "unreadable"
+        return [Broken(reason, f"expected JSON objects with the keys {', '.join(fields)}", text)]
+    return pieces
+
+
+def _objects(body: str, cut: bool, read: Callable[[Any], Row | None]) -> Iterator[Row | Broken]:
     at = body.find("{")
     while at != -1:
         try:
@@ -69,26 +97,27 @@ def _objects(body: str, cut: bool) -> Iterator[Row | Broken]:
             following = _LINE_OBJECT.search(body, body.find("\n", at)) if "\n" in body[at:] else None
             end = following.start() if following else len(body)
             piece = body[at:end].strip()
-            yield _repaired(piece) or _broken(piece, cut and following is None, str(error))
+            yield _repaired(piece, read) or _broken(piece, cut and following is None, str(error))
         except RecursionError:
             yield Broken("bad_json", "nested too deeply", body[at:])
             return
         else:
-            yield from _rows_in(value, body[at:end])
+            yield from _rows_in(value, body[at:end], read)
         at = body.find("{", end)
 
 
-def _rows_in(value: Any, text: str) -> Iterator[Row | Broken]:
+def _rows_in(value: Any, text: str, read: Callable[[Any], Row | None]) -> Iterator[Row | Broken]:
     """A row, or the rows of a wrapper such as {"examples": [...]}."""
-    row = _row(value)
+    row = read(value)
     if row is not None:
         yield row
         return
     inner = [item for part in value.values() if isinstance(part, list) for item in part if isinstance(item, dict)]
+    expected = 'expected the keys "input" and "output"' if read is _row else "a key that was asked for is missing"
     if not inner:
-        yield Broken("bad_keys", f'expected the keys "input" and "output", found {", ".join(map(repr, value))}', text)
+        yield Broken("bad_keys", f"{expected}; found {', '.join(map(repr, value))}", text)
     for item in inner:
-        yield _row(item) or Broken("bad_keys", 'expected the keys "input" and "output"', json.dumps(item))
+        yield read(item) or Broken("bad_keys", expected, json.dumps(item, ensure_ascii=False))
 
 
 def _row(value: Any) -> Row | None:
@@ -106,7 +135,7 @@ def _row(value: Any) -> Row | None:
     return Row(asked[0], answered[0])
 
 
-def _repaired(piece: str) -> Row | None:
+def _repaired(piece: str, read: Callable[[Any], Row | None]) -> Row | None:
     """The faults small models make most: a trailing comma, a missing last brace, Python instead of JSON."""
     line = piece.rstrip("`, \t\n")
     bare = re.sub(r",(\s*[}\]])", r"\1", line)
@@ -115,10 +144,10 @@ def _repaired(piece: str) -> Row | None:
             value, end = _DECODER.raw_decode(candidate)
         except (ValueError, RecursionError):
             continue
-        if end == len(candidate) and (row := _row(value)):
+        if end == len(candidate) and (row := read(value)):
             return row
     try:
-        return _row(ast.literal_eval(line))
+        return read(ast.literal_eval(line))
     except (ValueError, SyntaxError, MemoryError, RecursionError, TypeError):
         return None
 

@@ -7,21 +7,17 @@ of the requests. So what comes out does not depend on concurrency, timing or int
 
 from __future__ import annotations
 
-import json
-import random
-from collections.abc import Iterator, Sequence
-from contextlib import aclosing
-from itertools import count
+from collections.abc import Sequence
 
-from tunesmith.errors import DataError
-from tunesmith.generating.examples import Example, example_of
-from tunesmith.generating.gate import Gate
-from tunesmith.generating.in_order import Patience, answers_in_order
-from tunesmith.generating.parsing import Row, parse_rows
-from tunesmith.generating.prompt_files import load_prompt
+from tunesmith.generating.asking import Pen
+from tunesmith.generating.constraints import rows_schema
+from tunesmith.generating.examples import Example
+from tunesmith.generating.parsing import parse_rows
+from tunesmith.generating.seeds import frame_of, seed_examples, system_message
+from tunesmith.generating.work import Work, Workshop
 from tunesmith.protocols import GenerationContext
 from tunesmith.recipe import Generate
-from tunesmith.types import SamplingParams, Task, TeacherRequest
+from tunesmith.types import Task, TeacherRequest
 
 
 async def self_instruct(options: Generate, ctx: GenerationContext, wanted: int) -> Task:
@@ -29,82 +25,35 @@ async def self_instruct(options: Generate, ctx: GenerationContext, wanted: int) 
 
     Raises DataError where no seed has a user message and a reply, TeacherError where the teacher is of no use.
     """
-    seeds = [example for seed in ctx.seeds if (example := example_of(seed)) is not None]
-    if not seeds:
-        raise DataError(
-            f"self_instruct needs examples of a message and its reply; none of the {len(ctx.seeds)} training rows is one",
-            where="recipe.ingest.files",
-            hint="name example files, or use `generate.generator: distill`, which works from `ingest.task` alone",
-        )
-    gate = Gate(ctx, seeds, wanted=wanted, max_similarity=options.max_similarity, generator="self_instruct")
-    patience = Patience(options.max_failures, where="recipe.generate")
-    asking = answers_in_order(
-        ctx.client,
-        requests(options, ctx.task, seeds, ctx.rng_seed),
-        lambda in_flight: in_flight * options.rows_per_request < gate.missing,
+    seeds = seed_examples(ctx, "self_instruct")
+    pen = Pen.of(options, ctx, "self_instruct")
+    shop = Workshop(
+        options, ctx, wanted, generator="self_instruct", rows_per_item=options.rows_per_request, examples=seeds
     )
-    async with aclosing(asking) as answers:
-        async for request, completion in answers:
-            if completion.finish_reason == "error":
-                patience.failed(completion.error)
-                continue
-            pieces = parse_rows(completion.text, cut=completion.finish_reason == "length")
-            drawn = draw_seeds(options, seeds, ctx.rng_seed, request.sample_index)
-            first = drawn[0].conversation
-            gate.judge(
-                pieces,
-                asked_for=options.rows_per_request,
-                request=request.sample_index,
-                system_prompt=ctx.task.system_prompt or _system_message(drawn[0]),
-                origin=first.origin,
-                split="train" if all(seed.conversation.split == "train" for seed in drawn) else None,
-                metadata={"seeds": [seed.conversation.id for seed in drawn]},
-            )
-            patience.read(sum(isinstance(piece, Row) for piece in pieces), completion.text)
+
+    async def work_on(number: int) -> Work:
+        completion = await pen.ask(build_request(pen, seeds, number))
+        pieces = parse_rows(completion.text, cut=completion.finish_reason == "length")
+        return Work(tuple(pieces), frame_of(draw_seeds(pen, seeds, number), ctx.task), completion.text)
+
+    await shop.write(work_on)
     return ctx.task
 
 
-def requests(options: Generate, task: Task, seeds: Sequence[Example], rng_seed: int) -> Iterator[TeacherRequest]:
-    """Request 0, 1, 2 ... without end."""
-    return (build_request(options, task, seeds, rng_seed, number) for number in count())
-
-
-def build_request(
-    options: Generate, task: Task, seeds: Sequence[Example], rng_seed: int, number: int
-) -> TeacherRequest:
+def build_request(pen: Pen, seeds: Sequence[Example], number: int) -> TeacherRequest:
     """Request `number`. Its number is part of its key, so equal draws are still different requests."""
-    prompt = load_prompt("self_instruct", options.language)
-    drawn = draw_seeds(options, seeds, rng_seed, number)
+    options = pen.options
+    drawn = draw_seeds(pen, seeds, number)
     values = {
-        "task": task.description,
-        "system_prompt": task.system_prompt or _system_message(drawn[0]),
-        "schema": json.dumps(task.output_schema, ensure_ascii=False) if task.output_schema is not None else None,
+        "system_prompt": pen.task.system_prompt or system_message(drawn[0]),
         "num_shown": len(drawn),
         "examples": "\n".join(seed.line() for seed in drawn),
         "num_rows": options.rows_per_request,
-        "angle": _rng(rng_seed, number, "angle").choice(prompt.lines("angles")),
+        "angle": pen.rng(number, "angle").choice(pen.prompt.lines("angles")),
     }
-    return TeacherRequest(
-        messages=prompt.messages("user", values),
-        sampling=SamplingParams(
-            max_tokens=options.max_tokens,
-            temperature=options.temperature,
-            top_p=options.top_p,
-            rng_seed=_rng(rng_seed, number, "sampling").getrandbits(31),
-        ),
-        sample_index=number,
-    )
+    return pen.request("user", values, number, schema=rows_schema(options.rows_per_request, pen.task.output_schema))
 
 
-def draw_seeds(options: Generate, seeds: Sequence[Example], rng_seed: int, number: int) -> list[Example]:
+def draw_seeds(pen: Pen, seeds: Sequence[Example], number: int) -> list[Example]:
     """The seeds that request `number` shows: at most num_seeds_shown, without repetition."""
-    return _rng(rng_seed, number, "seeds").sample(list(seeds), min(options.num_seeds_shown, len(seeds)))
-
-
-def _rng(rng_seed: int, number: int, purpose: str) -> random.Random:
-    return random.Random(f"{rng_seed}/{number}/{purpose}")  # a string is hashed with SHA-512: the same everywhere
-
-
-def _system_message(example: Example) -> str | None:
-    first = example.conversation.messages[0]
-    return first.content if first.role == "system" and first.content.strip() else None
+    return pen.rng(number, "seeds").sample(list(seeds), min(pen.options.num_seeds_shown, len(seeds)))

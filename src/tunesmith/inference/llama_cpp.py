@@ -14,6 +14,7 @@ import os
 import secrets
 import signal
 import tempfile
+import time
 import threading
 from collections import OrderedDict, deque
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
@@ -341,10 +342,21 @@ def _standard_error_caught() -> Iterator[list[str]]:
         try:
             yield lines
         finally:
+            _wait_until_written(file.fileno())
             os.dup2(kept, 2)
             os.close(kept)
             file.seek(0)
             lines.extend(file.read().decode("utf-8", "replace").splitlines())
+
+
+def _wait_until_written(descriptor: int) -> None:
+    """llama.cpp logs from a thread of its own: give it a moment, and until the file stops growing."""
+    size = -1
+    for _ in range(25):
+        if 0 < size == os.fstat(descriptor).st_size:
+            return
+        size = os.fstat(descriptor).st_size
+        time.sleep(0.02)
 
 
 def _last_lines(lines: Sequence[str]) -> str:

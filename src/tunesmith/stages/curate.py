@@ -1,23 +1,30 @@
 """curate: conversations in, train and test rows out. Every other row is in excluded.jsonl with its reason, and the counts
 add up: rows_in = train + test + all excluded_<reason>.
 
-One rule for all rows, in the order test rows, given rows, generated rows: the earlier one stays. Test rows are left out
-only where they are unusable or repeat each other; no likeness to a training row removes one.
+One rule for all rows, in the order test rows, given rows, generated rows: the earlier one stays. First every row is
+checked by itself and by the listed filters of scope "all", then repetitions go. Training rows are then compared with test
+rows and each other, and the listed filters of scope "train" choose among what is left. Test rows are left out only where
+they are unusable or repeat each other; no likeness to a training row removes one.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from itertools import groupby
 from pathlib import Path
 
-from tunesmith.data.filters import Novelty, build_filters
+from tunesmith.data.filters import build_field_filters, build_filter
+from tunesmith.data.filters.contamination import Contamination, Question, questions_of
+from tunesmith.data.filters.novel import Novelty
 from tunesmith.data.identity import with_system_prompt
+from tunesmith.data.readers import read_examples
 from tunesmith.data.split import decide_splits, straddling
 from tunesmith.errors import DataError
 from tunesmith.events import Note, Progress
-from tunesmith.protocols import Context, EventSink, Filter
+from tunesmith.protocols import Context, EventSink, Filter, SetFilter, Verdict
 from tunesmith.recipe import Curate
+from tunesmith.stages.filter_context import FilterTools
 from tunesmith.text.jsonl import read_records, write_records
 from tunesmith.types import Conversation, Excluded, Inputs, Outcome, Task
 
@@ -27,6 +34,8 @@ _REMEDIES = {
     "schema": "correct ingest.output_schema or the replies, or set curate.check_schema: false",
     "rouge_l": "set curate.max_similarity: 1 where prompts are meant to be alike",
     "rouge_l_test": "set curate.max_similarity: 1 where prompts are meant to be alike",
+    "contaminated": "set curate.max_eval_coverage: 1, or look at the spans in excluded.jsonl",
+    "contaminated_test": "set curate.max_eval_coverage: 1 where all prompts share their words",
     "blacklist": "shorten curate.blacklist",
     "prompt_length": "change curate.min_prompt_words and max_prompt_words",
     "reply_length": "change curate.min_reply_words and max_reply_words",
@@ -39,15 +48,19 @@ def run(section: Curate, inputs: Inputs, out_dir: Path, ctx: Context) -> Outcome
     task = read_records(source.file("task.json"), Task)[0]
     rows = [with_system_prompt(row, task.system_prompt) for row in _rows(inputs)]
     excluded: list[Excluded] = []
-    kept = _keep(rows, build_filters(section, task), excluded, "check", ctx.events)
-    kept = decide_splits(kept, section.test_fraction, section.rng_seed)
-    test = [row for row in kept if row.split == "test"]
-    parted = straddling(kept)
-    filters: list[Filter] = [
-        lambda row: ("in_test", f"its origin {row.origin!r} also has test rows") if row.origin in parted else None,
-        Novelty(test, section.max_similarity),
-    ]
-    train = _keep((row for row in kept if row.split == "train"), filters, excluded, "compare", ctx.events)
+    with FilterTools(section, inputs.files, out_dir, ctx) as tools:
+        fields = build_field_filters(section, task)
+        listed = [(options.scope, build_filter(options, tools.context(task))) for options in section.filters]
+        last = fields.pop("duplicate")  # rewritten rows may have become equal
+        checks = [*fields.values(), *(each for scope, each in listed if scope == "all"), last]
+        kept = apply_filters(rows, checks, excluded, "check", ctx.events)
+        kept = decide_splits(kept, section.test_fraction, section.rng_seed)
+        test = [row for row in kept if row.split == "test"]
+        comparisons = _comparisons(section, inputs, kept, test, tools.num_threads, ctx.events)
+        comparisons += [each for scope, each in listed if scope == "train"]
+        train = [row for row in kept if row.split == "train"]
+        train = apply_filters(train, comparisons, excluded, "compare", ctx.events)
+        facts = {"num_train": len(train), "num_test": len(test), **tools.facts()}
     reasons = Counter(each.reason for each in excluded)
     if not train:
         raise _empty(len(rows), len(test), reasons)
@@ -62,7 +75,95 @@ def run(section: Curate, inputs: Inputs, out_dir: Path, ctx: Context) -> Outcome
         "test": len(test),
         **{f"excluded_{reason}": number for reason, number in sorted(reasons.items())},
     }
-    return Outcome("curated", counts, {"num_train": len(train), "num_test": len(test)})
+    return Outcome("curated", counts, facts)
+
+
+def apply_filters(
+    rows: Sequence[Conversation],
+    filters: Sequence[Filter | SetFilter],
+    excluded: list[Excluded],
+    task: str,
+    events: EventSink,
+) -> list[Conversation]:
+    """The rows that every filter keeps, as the filters left them. The others go to `excluded`, in the order of the rows.
+
+    Neighbouring filters of single rows share one pass. task: name of the work in progress events.
+    """
+    numbered = list(enumerate(rows))
+    lost: dict[int, Excluded] = {}
+
+    def settle(number: int, row: Conversation, verdict: Verdict) -> Conversation | None:
+        if isinstance(verdict, tuple):
+            reason, detail = verdict
+            lost[number] = Excluded(reason=reason, detail=detail, where=row.source, conversation=row)
+            return None
+        return verdict or row
+
+    for together, group in groupby(filters, key=lambda each: isinstance(each, SetFilter)):
+        members = list(group)
+        if together:
+            for member in members:
+                assert isinstance(member, SetFilter)
+                verdicts = member.judge_all([row for _, row in numbered])
+                settled = [(n, settle(n, row, verdict)) for (n, row), verdict in zip(numbered, verdicts, strict=True)]
+                numbered = [(n, row) for n, row in settled if row is not None]
+                _progress(task, len(settled), len(settled), len(numbered), events)
+            continue
+        left: list[tuple[int, Conversation]] = []
+        for done, (number, row) in enumerate(numbered, start=1):
+            current: Conversation | None = row
+            for member in members:
+                assert not isinstance(member, SetFilter)
+                current = settle(number, current, member(current))
+                if current is None:
+                    break
+            else:
+                left.append((number, current))
+            if done % _ROWS_PER_EVENT == 0 or done == len(numbered):
+                _progress(task, done, len(numbered), len(left), events)
+        numbered = left
+    excluded += [lost[number] for number in sorted(lost)]
+    return [row for _, row in numbered]
+
+
+def _comparisons(
+    section: Curate,
+    inputs: Inputs,
+    kept: Sequence[Conversation],
+    test: Sequence[Conversation],
+    num_threads: int,
+    events: EventSink,
+) -> list[Filter | SetFilter]:
+    """What training rows are compared with: test rows by origin, likeness and n-grams, evaluation files, each other."""
+    parted = straddling(kept)
+    questions = questions_of(test, are_test_rows=True)
+    for name in section.decontaminate_against:
+        questions += _questions_in(name, inputs, events)
+
+    def in_test(row: Conversation) -> Verdict:
+        return ("in_test", f"its origin {row.origin!r} also has test rows") if row.origin in parted else None
+
+    contamination = Contamination(questions, max_coverage=section.max_eval_coverage, num_threads=num_threads)
+    return [in_test, Novelty(test, section.max_similarity), contamination]
+
+
+def _questions_in(name: str, inputs: Inputs, events: EventSink) -> list[Question]:
+    examples = list(read_examples(inputs.files[name]))
+    rows = [each for each in examples if isinstance(each, Conversation)]
+    questions = questions_of(rows, are_test_rows=False)
+    if not questions:
+        raise DataError(
+            f"{name} has no question among {len(examples):,} rows",
+            where="recipe.curate.decontaminate_against",
+            hint="name a file of rows with a question or a prompt",
+        )
+    if len(questions) < len(examples):
+        unread = len(examples) - len(questions)
+        message = (
+            f"{unread:,} of {len(examples):,} rows of {name} have no question that training rows can be compared with"
+        )
+        events.emit(Note(level="warning", message=message))
+    return questions
 
 
 def _rows(inputs: Inputs) -> list[Conversation]:
@@ -73,22 +174,9 @@ def _rows(inputs: Inputs) -> list[Conversation]:
     return sorted(given, key=lambda row: row.split != "test")
 
 
-def _keep(
-    rows: Iterable[Conversation], filters: Sequence[Filter], excluded: list[Excluded], task: str, events: EventSink
-) -> list[Conversation]:
-    kept: list[Conversation] = []
-    everything = list(rows)
-    for number, row in enumerate(everything, start=1):
-        verdict = next((verdict for judge in filters if (verdict := judge(row)) is not None), None)
-        if verdict is None:
-            kept.append(row)
-        else:
-            reason, detail = verdict
-            excluded.append(Excluded(reason=reason, detail=detail, where=row.source, conversation=row))
-        if number % _ROWS_PER_EVENT == 0 or number == len(everything):
-            live: dict[str, float | int | str] = {"kept": len(kept)}
-            events.emit(Progress(task=task, done=number, total=len(everything), unit="rows", detail=live))
-    return kept
+def _progress(task: str, done: int, total: int, num_kept: int, events: EventSink) -> None:
+    live: dict[str, float | int | str] = {"kept": num_kept}
+    events.emit(Progress(task=task, done=done, total=total, unit="rows", detail=live))
 
 
 def _empty(num_rows: int, num_test: int, reasons: Counter[str]) -> DataError:

@@ -5,19 +5,33 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from collections.abc import Generator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from shutil import copyfile as copy_file
+
+from filelock import FileLock, Timeout
 
 from tunesmith.data.novelty import RougeNoveltyIndex, novelty_text
-from tunesmith.errors import TeacherError
+from tunesmith.errors import StoreError, TeacherError
 from tunesmith.events import Note, Progress
 from tunesmith.generating import GENERATORS
 from tunesmith.generating.estimate import max_requests
+from tunesmith.generating.question_response import write_questions
+from tunesmith.generating.terms import Stamp, require_trade, seeds_for, terms_of
+from tunesmith.hashing import digest_file, digest_json
 from tunesmith.protocols import Context, EventSink, GenerationContext
 from tunesmith.recipe import Generate
-from tunesmith.stages.teacher import concurrency_of, open_teacher
+from tunesmith.stages.teacher import concurrency_of, open_teacher, weights_licence
 from tunesmith.teachers.ledger import Ledger, LedgerClient
 from tunesmith.text.jsonl import read_records, write_records
 from tunesmith.types import Completion, Conversation, Excluded, Inputs, Outcome, Task
+
+NOT_ASKED = (
+    "num_rows", "budget_usd", "max_requests", "max_failures", "outputs_licence", "files",
+)  # fmt: skip
+"""Parameters that change no request, or (files) only which requests are made: answers are shared across their values."""
 
 
 class Tally:
@@ -29,7 +43,8 @@ class Tally:
         self.reasons: Counter[str] = Counter()
         self.num_answers = 0
         self.num_failed = 0
-        self.num_tokens = 0
+        self.prompt_tokens = 0
+        self.completion_tokens = 0
         self.usd = 0.0
         self.last_error: str | None = None
         self._wanted = section.num_rows
@@ -38,7 +53,8 @@ class Tally:
     def answered(self, completion: Completion) -> None:
         """One request came to its end."""
         self.num_answers += 1
-        self.num_tokens += completion.usage.prompt_tokens + completion.usage.completion_tokens
+        self.prompt_tokens += completion.usage.prompt_tokens
+        self.completion_tokens += completion.usage.completion_tokens
         self.usd += completion.cost_usd
         if completion.finish_reason == "error":
             self.num_failed += 1
@@ -63,7 +79,7 @@ class Tally:
             "kept": len(self.kept),
             "rejected": len(self.rejected),
             "failed": self.num_failed,
-            "tokens": self.num_tokens,
+            "tokens": self.prompt_tokens + self.completion_tokens,
             "usd": round(self.usd, 6),
         }
         if self.reasons:
@@ -83,38 +99,52 @@ async def _generate(section: Generate, inputs: Inputs, out_dir: Path, ctx: Conte
     ingest = inputs["ingest"]
     task = read_records(ingest.file("task.json"), Task)[0]
     seeds = [row for row in read_records(ingest.file("conversations.jsonl"), Conversation) if row.split != "test"]
+    terms = [
+        terms_of(one, weights_licence=weights_licence(one, ctx.events), stated=section.outputs_licence)
+        for one in (section.teacher, section.user_teacher)
+        if one is not None
+    ]
+    require_trade(section, terms)
+    shown = seeds_for(section, seeds)
+    if len(shown) < len(seeds):
+        left_out = (
+            f"{len(seeds) - len(shown)} examples are not shown: their licence is not known to allow commercial use"
+        )
+        ctx.events.emit(Note(level="warning", message=left_out))
     tally = Tally(section, ctx.events)
-    teacher = open_teacher(
-        section.teacher, where="recipe.generate.teacher", files=inputs.files, runtime=ctx.runtime, events=ctx.events
-    )
-    ledger = Ledger(out_dir / "answers.jsonl")
-    client = LedgerClient(
-        teacher,
-        ledger,
-        concurrency=concurrency_of(section.teacher, ctx.runtime),
-        budget_usd=section.budget_usd,
-        max_requests=max_requests(section),
-        where="recipe.generate",
-        on_answer=tally.answered,
-    )
-    _tell_what_was_found(ledger, ctx.events)
+    stamp = Stamp(terms, seeds)
     novelty = RougeNoveltyIndex()
     for seed in seeds:
         novelty.add(novelty_text(seed))
-    craft = GenerationContext(task, seeds, client, novelty, section.rng_seed, tally.accept, tally.reject)
-    try:
-        tally.show()
-        task = await generator(section, craft, section.num_rows)
-        _check(section, tally, client)
-        ledger.finish(client.asked_keys)
-    finally:
-        await client.aclose()
-        ledger.close()
-    if client.stopped is not None:
-        ctx.events.emit(Note(level="warning", message=f"stopped at {len(tally.kept)} rows: {client.stopped}"))
+    with ExitStack() as stack:
+        desks = _open_desks(section, inputs, out_dir, ctx, tally, stack)
+        craft = GenerationContext(
+            task,
+            shown,
+            desks[0].client,
+            novelty,
+            section.rng_seed,
+            lambda row: tally.accept(stamp(row)),
+            tally.reject,
+            {name: inputs.files[name] for name in section.files},
+            desks[1].client if len(desks) > 1 else None,
+        )
+        try:
+            tally.show()
+            task = await generator(section, craft, section.num_rows)
+            _check(section, tally, desks[0].client)
+            for desk in desks:
+                desk.finish()
+        finally:
+            for desk in desks:
+                await desk.client.aclose()
+                desk.ledger.close()
+    _tell_why_it_stopped(section, tally, [desk.client for desk in desks], ctx.events)
     write_records(out_dir / "conversations.jsonl", tally.kept)
     write_records(out_dir / "rejects.jsonl", tally.rejected)
     write_records(out_dir / "task.json", [task])
+    if section.generator == "questions":
+        write_questions(out_dir / "questions.jsonl", tally.kept)
     counts = {
         "requests": tally.num_answers,
         "failed": tally.num_failed,
@@ -122,8 +152,102 @@ async def _generate(section: Generate, inputs: Inputs, out_dir: Path, ctx: Conte
         "kept": len(tally.kept),
         **{f"rejected_{reason}": number for reason, number in sorted(tally.reasons.items())},
     }
-    facts = {"teacher": teacher.identity, "num_requests": tally.num_answers, "cost_usd": round(client.cost_usd, 9)}
+    facts = {
+        "teacher": desks[0].client.identity,
+        "num_requests": tally.num_answers,
+        "prompt_tokens": tally.prompt_tokens,
+        "completion_tokens": tally.completion_tokens,
+        "cost_usd": round(sum(desk.client.cost_usd for desk in desks), 9),
+        "teacher_terms": [asdict(one) for one in terms],
+    }
     return Outcome("conversations", counts, facts)
+
+
+@dataclass
+class _Desk:
+    """A teacher with its ledger. `kept_at` is where the artifact keeps the answers that were used."""
+
+    client: LedgerClient
+    ledger: Ledger
+    kept_at: Path
+
+    def finish(self) -> None:
+        """Leave the answers that were used in the artifact. A ledger that outlives the stage stays as it is."""
+        if self.ledger.path == self.kept_at:
+            self.ledger.finish(self.client.asked_keys)
+            return
+        self.ledger.close()
+        copy_file(self.ledger.path, self.kept_at)
+        copied = Ledger(self.kept_at)
+        copied.finish(self.client.asked_keys)
+        copied.close()
+
+
+def _open_desks(
+    section: Generate, inputs: Inputs, out_dir: Path, ctx: Context, tally: Tally, stack: ExitStack
+) -> list[_Desk]:
+    """The teacher's, and that of the second one where there is one; then each has half of the budget."""
+    sections = [("teacher", section.teacher, "answers.jsonl")]
+    if section.user_teacher is not None:
+        sections.append(("user_teacher", section.user_teacher, "user_answers.jsonl"))
+    place = _ledger_folder(section, inputs, ctx) or out_dir
+    if place != out_dir:
+        stack.enter_context(_sole_writer(place))
+    desks: list[_Desk] = []
+    for name, one, file_name in sections:
+        teacher = open_teacher(
+            one, where=f"recipe.generate.{name}", files=inputs.files, runtime=ctx.runtime, events=ctx.events
+        )
+        ledger = Ledger(place / file_name)
+        client = LedgerClient(
+            teacher,
+            ledger,
+            concurrency=concurrency_of(one, ctx.runtime),
+            budget_usd=None if section.budget_usd is None else section.budget_usd / len(sections),
+            max_requests=max_requests(section),
+            where="recipe.generate",
+            on_answer=tally.answered,
+        )
+        _tell_what_was_found(ledger, ctx.events)
+        desks.append(_Desk(client, ledger, out_dir / file_name))
+    return desks
+
+
+def _ledger_folder(section: Generate, inputs: Inputs, ctx: Context) -> Path | None:
+    """Where answers are that serve orders of any size: it depends on what changes the requests, and on nothing else."""
+    if ctx.ledgers is None:
+        return None
+    asked = section.model_dump(mode="json", exclude=set(NOT_ASKED))
+    scripts = [one.script for one in (section.teacher, section.user_teacher) if one is not None and one.script]
+    digests = [digest_file(inputs.files[name]) for name in scripts]
+    return ctx.ledgers / f"generate-{digest_json([asked, inputs['ingest'].manifest.digest, digests])[:16]}"
+
+
+@contextmanager
+def _sole_writer(folder: Path) -> Generator[None]:
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / "lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise StoreError(
+            "another process is asking the same teacher for the same rows",
+            where=str(folder),
+            hint="wait for it, or stop it; its answers will serve this run too",
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _tell_why_it_stopped(section: Generate, tally: Tally, clients: Sequence[LedgerClient], events: EventSink) -> None:
+    if len(tally.kept) >= section.num_rows:
+        return
+    stopped = next((client.stopped for client in clients if client.stopped is not None), None)
+    why = str(stopped) if stopped is not None else f"{section.generator} has nothing more to work from"
+    message = f"stopped at {len(tally.kept)} of {section.num_rows} rows: {why}"
+    events.emit(Note(level="warning", message=message))
 
 
 def _check(section: Generate, tally: Tally, client: LedgerClient) -> None:

@@ -4,12 +4,16 @@ local teacher, which none of them knows."""
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 from tunesmith.errors import ModelError
+from tunesmith.events import Note
 from tunesmith.protocols import EventSink, Teacher
 from tunesmith.recipe import Runtime, TeacherSection
 from tunesmith.teachers.build import build_teacher
+from tunesmith.teachers.prices import price_warning
+from tunesmith.teachers.window import MOST_IN_FLIGHT, MOST_IN_ONE_BATCH
 
 LOCAL_SLOTS = 4
 """Answers a local teacher writes side by side, at most: on 2 cores a 1.5B model writes 11.6 tokens/s alone and 23 with
@@ -21,10 +25,18 @@ def open_teacher(
 ) -> Teacher:
     """A teacher ready to be asked; the caller closes it. where: recipe path of the section, for messages."""
     if section.kind != "local":
-        return build_teacher(section, where=where, runtime=runtime, files=files)
+        if (warning := price_warning(section)) is not None:
+            events.emit(Note(level="warning", message=warning))
+
+        def notify(sentence: str) -> None:
+            events.emit(Note(message=sentence))
+
+        return build_teacher(section, where=where, runtime=runtime, files=files, notify=notify)
     from tunesmith.chat.renderer import Renderer  # torch and llama.cpp only where a local teacher is wanted
+    from tunesmith.chat.user_prefix import user_prefix
     from tunesmith.inference.llama_cpp import LlamaCppEngine
     from tunesmith.model.catalog import fetch_gguf
+    from tunesmith.teachers.local import LocalTeacher
 
     model = fetch_gguf(section.model, events=events)
     if model is None:
@@ -36,20 +48,39 @@ def open_teacher(
     engine = LlamaCppEngine(
         model.gguf,
         context_length=section.context_length,
-        num_slots=min(LOCAL_SLOTS, runtime.teacher_concurrency),
+        num_slots=concurrency_of(section, runtime),
         num_threads=None if runtime.num_threads == "auto" else runtime.num_threads,
     )
-    return build_teacher(
+    renderer = Renderer.for_model(model.tokenizer_dir)
+    teacher = build_teacher(
         section,
         where=where,
         runtime=runtime,
         files=files,
         engine=engine,
-        build_prompt=Renderer.for_model(model.tokenizer_dir).prompt,
+        build_prompt=renderer.prompt,
         local_name=f"{section.model}@{model.weights_digest[:12]}",
     )
+    assert isinstance(teacher, LocalTeacher)
+    teacher.build_prefix = partial(user_prefix, renderer)
+    return teacher
+
+
+def weights_licence(section: TeacherSection, events: EventSink) -> str | None:
+    """Licence of a local teacher's model, None for other kinds."""
+    if section.kind != "local":
+        return None
+    from tunesmith.model.catalog import fetch_gguf
+
+    model = fetch_gguf(section.model, events=events)
+    return model.licence if model is not None else None
 
 
 def concurrency_of(section: TeacherSection, runtime: Runtime) -> int:
-    """Requests to this teacher that are out at a time."""
-    return min(LOCAL_SLOTS, runtime.teacher_concurrency) if section.kind == "local" else runtime.teacher_concurrency
+    """Requests to this teacher that are out at a time, at most. How many really are is the teacher's business."""
+    wanted = runtime.teacher_concurrency
+    if section.kind == "local":
+        return LOCAL_SLOTS if wanted == "auto" else min(LOCAL_SLOTS, wanted)
+    if section.kind == "openai" and runtime.teacher_batch:
+        return MOST_IN_ONE_BATCH
+    return (1 + len(section.extra_endpoints)) * (MOST_IN_FLIGHT if wanted == "auto" else wanted)

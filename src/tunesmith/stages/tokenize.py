@@ -15,6 +15,7 @@ from safetensors.numpy import load_file, save
 from tunesmith.chat.renderer import RenderedArrays, Renderer, own_template
 from tunesmith.chat.templates import load_template, read_template
 from tunesmith.chat.tokenizer import load_tokenizer
+from tunesmith.data.splitting import split_conversation
 from tunesmith.errors import DataError, RecipeError
 from tunesmith.events import Note, Progress
 from tunesmith.model.catalog import base_model_path
@@ -23,11 +24,12 @@ from tunesmith.recipe import Tokenize
 from tunesmith.store import write_atomic
 from tunesmith.text.jsonl import read_records, write_records
 from tunesmith.training.packing import plan_packs
-from tunesmith.types import Artifact, Conversation, Excluded, Inputs, Outcome, Record, Rendered
+from tunesmith.types import Artifact, Conversation, Excluded, Inputs, Message, Outcome, Record, Rendered
 
 SAMPLES = "samples.safetensors"
 ROWS = "rows.jsonl"
 DROPPED = "dropped.jsonl"
+TOKENS = "tokens.{split}.jsonl"
 TEMPLATE = "chat_template.jinja"
 TASK = "task.json"
 
@@ -43,6 +45,15 @@ class TokenizedRow(Record):
     num_supervised: int  # targets among them
 
 
+class TokensRow(Record):
+    """One sample as ids, mask and text, for other programs and for people."""
+
+    id: str
+    input_ids: list[int]
+    loss_mask: list[int]  # 1 = a target
+    text: str
+
+
 @dataclass
 class _Tokenized:
     """What the rows became, in their order."""
@@ -50,6 +61,13 @@ class _Tokenized:
     samples: list[RenderedArrays] = field(default_factory=list)
     ids: list[str] = field(default_factory=list)
     dropped: list[Excluded] = field(default_factory=list)
+    num_split: int = 0  # rows that were cut into pieces
+    num_pieces: int = 0
+    num_exchanges_left_out: int = 0  # of rows that were cut
+
+    def add(self, sample: RenderedArrays, sample_id: str) -> None:
+        self.samples.append(sample)
+        self.ids.append(sample_id)
 
     @property
     def lengths(self) -> list[int]:
@@ -70,6 +88,10 @@ def run(section: Tokenize, inputs: Inputs, out_dir: Path, ctx: Context) -> Outco
     pack_length = _pack_length(section, max_length, sum(tokenized.lengths))
     plan = plan_packs(tokenized.lengths, pack_length, rng_seed=0)  # the seed moves samples, not the number of packs
     _write(tokenized, renderer, inputs, out_dir)
+    if section.write_text:
+        _write_text(tokenized, "train", out_dir)
+        held_out = read_records(inputs["curate"].file("test.jsonl"), Conversation)
+        _write_text(_tokenize(renderer, held_out, section, limit, ctx), "test", out_dir)
     num_supervised = sum(int(sample.loss_mask.sum()) for sample in tokenized.samples)
     return Outcome(
         kind="tokenized",
@@ -78,6 +100,7 @@ def run(section: Tokenize, inputs: Inputs, out_dir: Path, ctx: Context) -> Outco
             "samples": len(tokenized.samples),
             "dropped": len(tokenized.dropped),
             **{f"dropped_{reason}": count for reason, count in _reasons(tokenized.dropped).items()},
+            **_split_counts(tokenized),
             "tokens": sum(tokenized.lengths),
             "supervised_tokens": num_supervised,
             "packs": len(plan.packs),
@@ -187,11 +210,12 @@ def _tokenize(
     for done, conversation, result in _render(renderer, conversations, section.supervise):
         if isinstance(result, DataError):
             tokenized.dropped.append(_refused(conversation, result))
+        elif len(result.input_ids) > limit and section.overlong == "split":
+            num_tokens += _split(renderer, conversation, len(result.input_ids), section, limit, tokenized)
         elif len(result.input_ids) > limit:
             tokenized.dropped.append(_overlong(conversation, len(result.input_ids), limit, section))
         else:
-            tokenized.samples.append(result)
-            tokenized.ids.append(conversation.id)
+            tokenized.add(result, conversation.id)
             num_tokens += len(result.input_ids)
         if done % _ROWS_AT_ONCE == 0 or done == len(conversations):
             detail: dict[str, float | int | str] = {"tokens": num_tokens, "dropped": len(tokenized.dropped)}
@@ -214,6 +238,42 @@ def _render(
         for conversation, result in zip(batch, results, strict=True):
             done += 1
             yield done, conversation, result
+
+
+def _split(
+    renderer: Renderer, row: Conversation, length: int, section: Tokenize, limit: int, tokenized: _Tokenized
+) -> int:
+    """Add the pieces of a row that is too long; the number of their tokens. A row of which no piece fits is dropped."""
+
+    def measure(lists: Sequence[list[Message]]) -> list[int]:
+        results = renderer.render_batch(lists, section.supervise)
+        return [0 if isinstance(result, DataError) else len(result.input_ids) for result in results]
+
+    pieces, parts = split_conversation(row, limit, measure)
+    results = renderer.render_batch([piece.messages for piece in pieces], section.supervise)
+    whole = [(p, r) for p, r in zip(pieces, results, strict=True) if not isinstance(r, DataError)]
+    refused = [_refused(p, r) for p, r in zip(pieces, results, strict=True) if isinstance(r, DataError)]
+    tokenized.dropped += refused
+    if not pieces:
+        tokenized.dropped.append(_overlong(row, length, limit, section))
+        return 0
+    tokenized.num_split += 1
+    tokenized.num_pieces += len(pieces)
+    tokenized.num_exchanges_left_out += len(parts.left_out)
+    for piece, sample in whole:
+        tokenized.add(sample, piece.id)
+    return sum(len(sample.input_ids) for _, sample in whole)
+
+
+def _split_counts(tokenized: _Tokenized) -> dict[str, int]:
+    """rows - rows_split + pieces = samples + dropped. None where no row was cut."""
+    if not tokenized.num_split:
+        return {}
+    return {
+        "rows_split": tokenized.num_split,
+        "pieces": tokenized.num_pieces,
+        "exchanges_left_out": tokenized.num_exchanges_left_out,
+    }
 
 
 def _refused(conversation: Conversation, error: DataError) -> Excluded:
@@ -272,3 +332,16 @@ def _write(tokenized: _Tokenized, renderer: Renderer, inputs: Inputs, out_dir: P
     )
     write_records(out_dir / ROWS, rows)
     write_records(out_dir / DROPPED, tokenized.dropped)
+
+
+def _write_text(tokenized: _Tokenized, split: str, out_dir: Path) -> None:
+    rows = (
+        TokensRow(
+            id=sample_id,
+            input_ids=sample.input_ids.tolist(),
+            loss_mask=sample.loss_mask.astype(int).tolist(),
+            text=sample.text,
+        )
+        for sample_id, sample in zip(tokenized.ids, tokenized.samples, strict=True)
+    )
+    write_records(out_dir / TOKENS.format(split=split), rows)

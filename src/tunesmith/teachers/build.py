@@ -5,9 +5,10 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import urlsplit
 
 from tunesmith.errors import MissingExtra, RecipeError
@@ -16,6 +17,10 @@ from tunesmith.recipe import Runtime, TeacherSection
 from tunesmith.teachers import TEACHERS
 from tunesmith.teachers.local import BuildPrompt
 from tunesmith.teachers.prices import resolve_price
+
+if TYPE_CHECKING:  # aiohttp is an extra
+    from tunesmith.teachers.batch import BatchTeacher
+    from tunesmith.teachers.openai import OpenAITeacher
 
 
 def build_teacher(
@@ -27,6 +32,7 @@ def build_teacher(
     engine: ServingEngine | None = None,
     build_prompt: BuildPrompt | None = None,
     local_name: str | None = None,
+    notify: Callable[[str], None] = lambda sentence: None,
 ) -> Teacher:
     """A teacher, not yet connected.
 
@@ -34,35 +40,75 @@ def build_teacher(
     files: paths of the files the section names, by the name as written (`Inputs.files`).
     engine, build_prompt: needed for kind local; local_name: how its weights are called in keys (section.model if None).
 
+    notify: told in a sentence what a teacher does by itself (an endpoint rests, a batch went out).
+
     Raises RecipeError (no key, no price, no script, a base_url that is none), MissingExtra.
     """
-    price = resolve_price(section, where=where)
-    member = TEACHERS.load(section.kind, where=f"{where}.kind") if section.kind != "openai" else None
     if section.kind == "scripted":
-        assert section.script is not None and member is not None  # the recipe checks that they go together
-        return member(files.get(section.script, Path(section.script)), price=price, where=where)
+        price = resolve_price(section, where=where)
+        assert section.script is not None  # the recipe checks that they go together
+        script = files.get(section.script, Path(section.script))
+        return TEACHERS.load(section.kind)(script, price=price, where=where)
     if section.kind == "local":
-        if engine is None or build_prompt is None or member is None:
+        if engine is None or build_prompt is None:
             raise ValueError("a local teacher needs an engine and a prompt builder")
-        return member(engine, build_prompt, name=local_name or section.model, price=price)
-    _check_url(section.base_url, where)
-    api_key = read_key(section, where=where, environ=os.environ)
+        name = local_name or section.model
+        return TEACHERS.load(section.kind)(engine, build_prompt, name=name, price=resolve_price(section, where=where))
+    if section.kind != "openai":
+        return TEACHERS.load(section.kind, where=f"{where}.kind")  # raises: there is no such kind
+    return _build_openai(section, where, runtime, notify)
+
+
+def _build_openai(
+    section: TeacherSection, where: str, runtime: Runtime, notify: Callable[[str], None]
+) -> OpenAITeacher | BatchTeacher:
     if find_spec("aiohttp") is None:
         raise MissingExtra("aiohttp", "data", "a teacher behind an endpoint")
-    return TEACHERS.load("openai")(
+    from tunesmith.teachers.batch import BatchTeacher
+    from tunesmith.teachers.openai import Endpoint, OpenAITeacher
+
+    endpoints: list[Endpoint] = []
+    for number, place in enumerate(places(section)):
+        here = where if number == 0 else f"{where}.extra_endpoints.{number - 1}"
+        price = resolve_price(section, where=where, base_url=place.base_url, batch=runtime.teacher_batch)
+        _check_url(place.base_url, here)
+        key = read_key(place.api_key_env, where=here, environ=os.environ)
+        endpoints.append(Endpoint(place.base_url, key, price))
+    if runtime.teacher_batch:
+        return BatchTeacher(
+            model=section.model,
+            endpoint=endpoints[0],
+            timeout_seconds=runtime.request_timeout_seconds,
+            max_retries=runtime.max_retries,
+            notify=notify,
+        )
+    return OpenAITeacher(
         model=section.model,
-        base_url=section.base_url,
-        api_key=api_key,
-        price=price,
-        concurrency=runtime.teacher_concurrency,
+        endpoints=endpoints,
+        concurrency=None if runtime.teacher_concurrency == "auto" else runtime.teacher_concurrency,
         timeout_seconds=runtime.request_timeout_seconds,
         max_retries=runtime.max_retries,
+        requests_per_minute=runtime.teacher_requests_per_minute,
+        tokens_per_minute=runtime.teacher_tokens_per_minute,
+        notify=notify,
     )
 
 
-def read_key(section: TeacherSection, *, where: str, environ: Mapping[str, str]) -> str | None:
-    """The key from the variable the section names; None for an endpoint without one. Never part of a message."""
-    name = section.api_key_env
+class Place(NamedTuple):
+    """Where the model is served, and the NAME of the variable with the key."""
+
+    base_url: str
+    api_key_env: str | None
+
+
+def places(section: TeacherSection) -> list[Place]:
+    """Every place a section names, the main one first."""
+    extra = [Place(more.base_url or section.base_url, more.api_key_env) for more in section.extra_endpoints]
+    return [Place(section.base_url, section.api_key_env), *extra]
+
+
+def read_key(name: str | None, *, where: str, environ: Mapping[str, str]) -> str | None:
+    """The key from the variable of this name; None for an endpoint without one. Never part of a message."""
     if name is None:
         return None
     place = f"{where}.api_key_env"

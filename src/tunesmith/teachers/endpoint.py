@@ -1,12 +1,10 @@
 """What differs between OpenAI-compatible endpoints, and what their refusals mean: the outcome of one attempt, the form
-of the request body, statuses, Retry-After. Sends nothing."""
+of the request body, statuses. Sends nothing."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
@@ -24,13 +22,15 @@ class Attempt:
     retry_after: float | None = None  # seconds the endpoint asked for
     maybe_billed: bool = False  # the endpoint may have made (and charged for) an answer that did not reach us
     unreachable: bool = False  # no connection came about
+    refused: bool = False  # for sending too much (429)
+    raw: bytes | None = None  # what the endpoint said beside the text
 
 
 class Dialect:
     """The parameters an endpoint takes. Starts with the common form and learns from refusals, once for each parameter."""
 
     def __init__(self) -> None:
-        self._without: set[str] = set()
+        self._without: set[str] = set()  # parameters that this endpoint does not take
         self._max_tokens = "max_tokens"
 
     def body(self, model: str, request: TeacherRequest) -> dict[str, Any]:
@@ -73,6 +73,11 @@ class Dialect:
                 return True
         return False
 
+    def has_learnt(self, message: str) -> bool:
+        """Whether a refusal is one of a body that was written before an earlier `adapt`."""
+        renamed = self._max_tokens != "max_tokens" and self._max_tokens in message
+        return renamed or any(name in message for name in self._without)
+
 
 def explain_refusal(status: int, message: str, location: str | None, model: str, url: str) -> TeacherError | None:
     """The error for a refusal that every further request would meet too; None for all others."""
@@ -91,26 +96,6 @@ def explain_refusal(status: int, message: str, location: str | None, model: str,
     if status == 429 and "insufficient_quota" in message:
         return TeacherError(f"the quota is used up: {message}", where=url, hint="look at the account's billing page")
     return None
-
-
-def retry_after_seconds(headers: Mapping[str, str]) -> float | None:
-    """Seconds that a Retry-After header asks for, given in seconds or as an HTTP date; None where there is none."""
-    value = headers.get("Retry-After", "").strip()
-    if not value:
-        return None
-    try:
-        return max(0.0, float(value))
-    except ValueError:
-        date = _http_date(value)
-    return None if date is None else max(0.0, (date - datetime.now(UTC)).total_seconds())
-
-
-def _http_date(value: str) -> datetime | None:
-    try:
-        date = parsedate_to_datetime(value)
-    except ValueError:
-        return None
-    return date if date.tzinfo else date.replace(tzinfo=UTC)
 
 
 def public_url(url: str) -> str:

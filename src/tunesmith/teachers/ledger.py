@@ -1,170 +1,36 @@
-"""Every answer of a teacher, written down as it arrives, and the client that pays for none of them twice.
+"""The client that pays for no answer twice: a teacher behind its ledger and its hard stops.
 
-Owns `answers.jsonl` and the two hard stops (money, number of requests). Knows neither endpoints nor what is asked for.
+Owns the two hard stops (money, number of requests) and the order of reserving, sending and writing down. Knows neither
+endpoints nor what is asked for.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-import zlib
-from collections.abc import Callable, Iterable
-from pathlib import Path
-from typing import Literal
-
-from pydantic import ValidationError
+from collections.abc import Callable
 
 from tunesmith.errors import BudgetExceeded, TeacherError
 from tunesmith.protocols import Teacher
-from tunesmith.teachers.budget import Budget, current_reservation
-from tunesmith.text.jsonl import RecordLog, dump_record, write_records
-from tunesmith.types import Completion, Record, TeacherRequest
+from tunesmith.teachers.budget import Budget, Reservation
+from tunesmith.teachers.call import Call, current_call
+from tunesmith.teachers.ledger_file import Ledger, request_json
+from tunesmith.types import Completion, Message, TeacherRequest
 
-_SYNC_SECONDS = 0.25
-"""Answers that arrive faster than this share one fsync. A killed process loses nothing either way, since every line
-is handed to the system at once; only a power cut can lose what was not synced."""
+__all__ = ["Ledger", "LedgerClient"]
 
+_DRAIN_SECONDS = 60.0
+"""When the disk is full, answers that are paid and on their way are waited for this long, and go into the room that was
+kept back for them."""
 
-class LedgerLine(Record):
-    """One line: an answer; a request that went out (`sent`, with its worst case in US dollars); or one that will get
-    no answer any more (`lost`: the process died with it in flight, or it was refused, then usd is 0)."""
+_ROOM_PER_REQUEST = 1 << 14
+_MOST_ROOM = 1 << 26
+"""Bytes of disk kept back for the answers in flight: 16 KiB each, 64 MiB at most."""
 
-    key: str
-    event: Literal["answer", "sent", "lost"] = "answer"
-    request: TeacherRequest | None = None
-    completion: Completion | None = None
-    usd: float | None = None
-    seconds: float | None = None  # how long the answer took
-    time: float | None = None  # seconds since the epoch
-    crc32: str | None = None  # of the line without this field: a damaged line is noticed and asked again
-
-    def sealed(self) -> LedgerLine:
-        """The line with its checksum."""
-        bare = self.model_copy(update={"crc32": None})
-        return bare.model_copy(update={"crc32": f"{zlib.crc32(dump_record(bare)):08x}"})
-
-    def untimed(self) -> LedgerLine:
-        """The line without what differs between equal runs."""
-        return self.model_copy(update={"time": None, "seconds": None}).sealed()
-
-
-class Ledger:
-    """An append-only file of answers. One process at a time.
-
-    Opening it drops a torn last line (the process died while writing) and damaged lines (`num_damaged`), and counts
-    requests that were in flight when a process died as money that may be gone (`lost_usd`, `num_lost`).
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.num_damaged = 0
-        self.num_lost = 0
-        self.lost_usd = 0.0
-        self._lines: dict[str, LedgerLine] = {}  # key -> its newest answer
-        self._in_flight: dict[str, float] = {}  # key -> worst case in US dollars
-        self._last_sync = 0.0
-        self._log = RecordLog(path)
-        for data in path.read_bytes().splitlines():
-            self._load(data)
-        for key, usd in list(self._in_flight.items()):
-            self._write(LedgerLine(key=key, event="lost", usd=usd))
-
-    @property
-    def keys(self) -> set[str]:
-        """Keys of all requests that were asked and came to an end, failed ones included."""
-        return set(self._lines)
-
-    @property
-    def spent_usd(self) -> float:
-        """Cost of every answer, and the worst case of the lost ones."""
-        answers = (line.completion for line in self._lines.values())
-        return sum(answer.cost_usd for answer in answers if answer is not None) + self.lost_usd
-
-    def answer(self, key: str) -> Completion | None:
-        """The answer on file. None where there is none, or where the request failed and nothing was billed: a new
-        process asks again, because an outage must not be remembered for ever."""
-        line = self._lines.get(key)
-        answer = line.completion if line is not None else None
-        if answer is None or (answer.finish_reason == "error" and not _was_billed(answer)):
-            return None
-        return answer
-
-    def sent(self, key: str, usd: float) -> None:
-        """Note that a request goes out which may cost up to `usd`."""
-        self._write(LedgerLine(key=key, event="sent", usd=usd))
-
-    def refused(self, key: str) -> None:
-        """Note that a request which went out was turned away unbilled."""
-        self._write(LedgerLine(key=key, event="lost", usd=0.0))
-
-    def record(self, key: str, request: TeacherRequest, completion: Completion, seconds: float) -> None:
-        """Write an answer down. When this returns, no kill can lose it. StoreError where it cannot be written."""
-        self._write(
-            LedgerLine(
-                key=key,
-                request=request,
-                completion=completion,
-                seconds=round(seconds, 3),
-                time=round(time.time(), 3),
-            )
-        )
-        now = time.monotonic()
-        if now - self._last_sync >= _SYNC_SECONDS:
-            self._log.sync()
-            self._last_sync = now
-
-    def finish(self, keys: Iterable[str]) -> None:
-        """Leave the file as the artifact keeps it: the answers to `keys` in that order, without times, so that equal
-        runs have equal bytes. The lines with their times go to logs/answer_times.jsonl, answers that nobody asked for
-        to logs/unused_answers.jsonl."""
-        used = {key: self._lines[key] for key in keys if key in self._lines}
-        unused = [line for key, line in self._lines.items() if key not in used]
-        logs = self.path.parent / "logs"
-        timed = [line for line in used.values() if line.time is not None]
-        if timed:
-            bare = (LedgerLine(key=line.key, seconds=line.seconds, time=line.time) for line in timed)
-            write_records(logs / "answer_times.jsonl", bare)
-        if unused:
-            write_records(logs / "unused_answers.jsonl", unused)
-        self._log.close()
-        write_records(self.path, [line.untimed() for line in used.values()])
-        self._log = RecordLog(self.path)
-
-    def close(self) -> None:
-        """Sync and close. Closing twice is harmless."""
-        try:
-            self._log.sync()
-        except ValueError:  # closed already
-            return
-        self._log.close()
-
-    def _load(self, data: bytes) -> None:
-        try:
-            line = LedgerLine.model_validate_json(data)
-        except ValidationError:
-            self.num_damaged += 1
-            return
-        if line.crc32 != line.sealed().crc32:
-            self.num_damaged += 1
-            return
-        self._take(line)
-
-    def _write(self, line: LedgerLine) -> None:
-        sealed = line.sealed()
-        self._log.append(sealed)
-        self._take(sealed)
-
-    def _take(self, line: LedgerLine) -> None:
-        usd = line.usd or 0.0
-        if line.event == "sent":
-            self._in_flight[line.key] = self._in_flight.get(line.key, 0.0) + usd
-            return
-        self._in_flight.pop(line.key, None)
-        if line.event == "lost":
-            self.lost_usd += usd
-            self.num_lost += usd > 0
-        else:
-            self._lines[line.key] = line
+_REPAIR = (
+    "Your answer cannot be used as it stands: {fault}\n"
+    "Give the whole answer again with that corrected. Write nothing before it and nothing after it."
+)
 
 
 class LedgerClient:
@@ -173,6 +39,8 @@ class LedgerClient:
     Laws: a key that is on file is answered from the file; equal requests in flight at once share one call; at most
     `concurrency` calls are out at a time, begun in the order they were asked; no call begins whose worst case could
     pass the budget, or that would be request number `max_requests` + 1 (a request asked again after a kill counts once).
+
+    A teacher that says when a request really leaves (`marks_sending`, see call.py) does so; for all others it leaves at once.
 
     `on_answer(completion)` is called once per key, when its answer is there, from the file or not.
     """
@@ -194,14 +62,22 @@ class LedgerClient:
         self._out_of_money = False
         self._teacher = teacher
         self._ledger = ledger
-        self._budget = Budget(budget_usd, where=f"{where}.budget_usd", spent_usd=ledger.spent_usd)
+        if teacher.price.cost(1, 1) > 0:
+            ledger.keep_room(min(_MOST_ROOM, concurrency * _ROOM_PER_REQUEST))
+        already = ledger.spent_usd + ledger.submitted_usd
+        self._budget = Budget(budget_usd, where=f"{where}.budget_usd", spent_usd=already)
         self._max_requests = max_requests
         self._where = where
         self._on_answer = on_answer
+        self.concurrency = concurrency
         self._slots = asyncio.Semaphore(concurrency)
         self._calls: dict[str, asyncio.Task[Completion]] = {}
         self._known = ledger.keys
-        self._asked: dict[str, Completion | None] = {}  # keys in the order they were asked
+        self._asked: dict[str, bool] = {}  # key -> whether its answer was told, in the order they were asked
+        self._failed: dict[str, Completion] = {}  # what a file does not answer again in a later process
+        self._cost_usd = 0.0
+        self._num_paying = 0
+        self._teacher_marks = bool(getattr(teacher, "marks_sending", False))
 
     @property
     def spent_usd(self) -> float:
@@ -211,7 +87,7 @@ class LedgerClient:
     @property
     def cost_usd(self) -> float:
         """US dollars of the answers asked for in this process, from the file or not."""
-        return sum(answer.cost_usd for answer in self._asked.values() if answer is not None)
+        return self._cost_usd
 
     @property
     def asked_keys(self) -> list[str]:
@@ -222,21 +98,46 @@ class LedgerClient:
         """The answer, from the file where it is there. Raises BudgetExceeded at a hard stop, StoreError where the
         answer cannot be written down, TeacherError where the teacher cannot be used at all."""
         key = request.key(self.identity)
-        if (answer := self._asked.setdefault(key, None)) is not None:
-            return answer
-        if (answer := self._ledger.answer(key)) is not None:
-            return self._note(key, answer)
+        if key not in self._asked:
+            self._asked[key] = False
         call = self._calls.get(key)
         if call is None:
+            answer = self._failed.get(key) or self._ledger.answer(key)
+            if answer is not None:
+                return self._note(key, answer)
+            line = request_json(request)
             self._check_number(key)
-            call = asyncio.create_task(self._call(key, request))
-            call.add_done_callback(lambda ended: ended.cancelled() or ended.exception())  # an asker may have left
+            call = asyncio.create_task(self._call(key, request, line))
+            call.add_done_callback(_seen)  # an asker may have left
             self._calls[key] = call
         return await asyncio.shield(call)
+
+    async def ask_repaired(
+        self, request: TeacherRequest, fault: Callable[[Completion], str | None]
+    ) -> tuple[Completion, ...]:
+        """Ask, and ask once more where `fault` says in words what is wrong with the answer (None = nothing).
+
+        Returns the answers in the order they came, one or two; the last one counts, and both are on file. The second
+        request shows the teacher its answer and the fault, so it is the same for the same answer: a resumed run pays
+        for neither again. A failed request and an answer cut by length are not repaired: the first said nothing, the
+        second would be cut again.
+        """
+        first = await self.ask(request)
+        if first.finish_reason in ("error", "length") or (wrong := fault(first)) is None:
+            return (first,)
+        shown = (
+            *request.messages,
+            Message(role="assistant", content=first.text),
+            Message(role="user", content=_REPAIR.format(fault=wrong)),
+        )
+        return first, await self.ask(request.model_copy(update={"messages": shown}))
 
     async def aclose(self) -> None:
         """Cancel what is in flight and close the teacher. The ledger stays open: it belongs to the caller."""
         calls = list(self._calls.values())
+        if self._ledger.is_full and self._num_paying:
+            self._stop_asking()
+            await asyncio.wait(calls, timeout=_DRAIN_SECONDS)
         for call in calls:
             call.cancel()
         await asyncio.gather(*calls, return_exceptions=True)
@@ -260,47 +161,80 @@ class LedgerClient:
         assert self.stopped is not None
         return BudgetExceeded(self.stopped.message, where=self.stopped.where, hint=self.stopped.hint)
 
-    async def _call(self, key: str, request: TeacherRequest) -> Completion:
+    def _stop_asking(self) -> None:
+        """No further request goes out."""
+        self.stopped = self.stopped or BudgetExceeded(
+            "the disk is full", where=str(self._ledger.path), hint="free some space and run the same command again"
+        )
+        self._out_of_money = True
+
+    async def _call(self, key: str, request: TeacherRequest, line: bytes) -> Completion:
         try:
             async with self._slots:
-                return self._note(key, await self._pay(key, request))
+                return self._note(key, await self._pay(key, request, line))
         finally:
-            self._calls.pop(key, None)
+            del self._calls[key]
 
-    async def _pay(self, key: str, request: TeacherRequest) -> Completion:
+    async def _reserve(self, key: str, request: TeacherRequest) -> Call:
+        submitted = self._ledger.batch_of(key)
+        if submitted is not None:
+            return self._call_for(key, self._budget.adopt(submitted[1]), submitted[0])
         worst = self._teacher.price.cost(self._teacher.count_prompt_tokens(request), request.sampling.max_tokens)
         if self._out_of_money:
             raise self._stop()
         try:
-            reservation = await self._budget.reserve(worst)
+            return self._call_for(key, await self._budget.reserve(worst), None)
         except BudgetExceeded as error:
-            self.stopped, self._out_of_money = error, True
+            self.stopped, self._out_of_money = self.stopped or error, True
             raise
-        reservation.on_extend = lambda usd: self._ledger.sent(key, usd)
-        current_reservation.set(reservation)
-        cost = reservation.usd  # a cancelled request may have been billed
+
+    def _call_for(self, key: str, reservation: Reservation, batch: str | None) -> Call:
+        ledger = self._ledger
+        return Call(
+            key,
+            reservation,
+            mark=lambda usd, batch: ledger.sent(key, usd, batch),
+            keep=lambda data: ledger.broken(key, data),
+            batch=batch,
+        )
+
+    async def _pay(self, key: str, request: TeacherRequest, line: bytes) -> Completion:
+        call = await self._reserve(key, request)
+        if self._out_of_money and call.batch is None:  # while this one waited for room
+            self._budget.settle(call.reservation, 0.0)
+            raise self._stop()
+        current_call.set(call)
+        cost: float | None = None
         started = time.monotonic()
+        self._num_paying += 1
         try:
-            if worst > 0:
-                self._ledger.sent(key, worst)
+            if not self._teacher_marks:
+                call.sending()
             completion = await self._teacher.complete(request)
             cost = completion.cost_usd
+            self._ledger.record(key, line, completion, time.monotonic() - started, call.raw)
         except TeacherError:
             cost = 0.0  # refused: a wrong key or an unknown model is not billed
-            if worst > 0:
+            if call.is_marked:
                 self._ledger.refused(key)
             raise
         finally:
-            self._budget.settle(reservation, cost)
-        self._ledger.record(key, request, completion, time.monotonic() - started)
+            self._num_paying -= 1
+            if cost is None:  # cancelled, or not written down: it may have been billed where it went out
+                cost = call.reservation.usd if call.is_marked else 0.0
+            self._budget.settle(call.reservation, cost)
         return completion
 
     def _note(self, key: str, completion: Completion) -> Completion:
-        if self._asked.get(key) is None:
-            self._asked[key] = completion
+        if not self._asked[key]:
+            self._asked[key] = True
+            self._cost_usd += completion.cost_usd
+            if completion.finish_reason == "error":
+                self._failed[key] = completion
             self._on_answer(completion)
         return completion
 
 
-def _was_billed(completion: Completion) -> bool:
-    return completion.cost_usd > 0 or completion.usage.completion_tokens > 0
+def _seen(call: asyncio.Task[Completion]) -> None:
+    if not call.cancelled():
+        call.exception()

@@ -12,6 +12,7 @@ from tunesmith.protocols import Price, Prompt, ServingEngine
 from tunesmith.types import Completion, FinishReason, Message, TeacherRequest, Usage
 
 BuildPrompt = Callable[[Sequence[Message]], Prompt]
+BuildPrefix = Callable[[Sequence[Message]], tuple[Prompt, tuple[str, ...]]]
 
 
 class LocalTeacher:
@@ -24,6 +25,9 @@ class LocalTeacher:
         self.identity = f"local:{name}"
         self.price = price
         self.concurrency = engine.num_slots
+        self.build_prefix: BuildPrefix | None = (
+            None  # for requests with prefix_only: the header of a user turn, its stops
+        )
         self._engine = engine
         self._build_prompt = build_prompt
         self._start = asyncio.Lock()
@@ -33,14 +37,17 @@ class LocalTeacher:
         """One answer. An answer longer than the context that the prompt leaves free ends with finish_reason "length".
         Raises EngineError where the engine cannot start or has died; a refused request is an error completion."""
         await self._ensure_started()
-        prompt = self._build_prompt(request.messages)
+        if request.prefix_only and self.build_prefix is None:
+            return _failed("this teacher cannot continue the header of a user turn (prefix_only)")
+        prompt, stop = self._prompt(request)
         room = self._engine.context_length - len(prompt.input_ids)
         if room < 1:
             return _failed(
                 f"the prompt has {len(prompt.input_ids)} tokens and the teacher's context {self._engine.context_length}; "
                 "raise `teacher.context_length` or show fewer examples"
             )
-        sampling = request.sampling.model_copy(update={"max_tokens": min(request.sampling.max_tokens, room)})
+        limits = {"max_tokens": min(request.sampling.max_tokens, room), "stop": (*request.sampling.stop, *stop)}
+        sampling = request.sampling.model_copy(update=limits)
         pieces: list[str] = []
         reason: FinishReason = "stop"
         usage = Usage()
@@ -60,7 +67,12 @@ class LocalTeacher:
 
     def count_prompt_tokens(self, request: TeacherRequest) -> int:
         """Exact."""
-        return len(self._build_prompt(request.messages).input_ids)
+        return len(self._prompt(request)[0].input_ids)
+
+    def _prompt(self, request: TeacherRequest) -> tuple[Prompt, tuple[str, ...]]:
+        if request.prefix_only and self.build_prefix is not None:
+            return self.build_prefix(request.messages)
+        return self._build_prompt(request.messages), ()
 
     async def aclose(self) -> None:
         async with self._start:

@@ -1,26 +1,33 @@
-"""A teacher behind any OpenAI-compatible endpoint. Owns requests, retries and what an endpoint's answers mean.
+"""A teacher behind any OpenAI-compatible endpoint, or behind several that serve the same model. Owns requests and retries.
 
-Knows nothing of ledgers; the one thing it shares with them is the reservation it extends before it repeats a request
-that may have been billed. The key lives in the session's headers and is blanked out of everything that comes back.
+Knows nothing of ledgers; what it shares with them goes through `current_call`: it says when a request really leaves,
+and sets more money aside before it repeats one that may have been billed. The keys live in headers and are blanked out
+of everything that comes back.
 """
 
 from __future__ import annotations
 
 import asyncio
-import base64
-import json
 import random
-from typing import Any
-from urllib.parse import quote
+import resource
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
 import orjson
+from yarl import URL
 
 from tunesmith.errors import TeacherError
 from tunesmith.protocols import Price
-from tunesmith.teachers.budget import current_reservation
-from tunesmith.teachers.endpoint import Attempt, Dialect, explain_refusal, public_url, retry_after_seconds
-from tunesmith.types import Completion, FinishReason, TeacherRequest, Usage
+from tunesmith.teachers.call import current_call
+from tunesmith.teachers.endpoint import Attempt, explain_refusal, public_url
+from tunesmith.teachers.lanes import Lane, Lanes
+from tunesmith.teachers.limits import retry_after_seconds
+from tunesmith.teachers.reply import Secrets, count_prompt_tokens, error_message, read_reply
+from tunesmith.teachers.window import FIRST_SIZE, MOST_IN_FLIGHT, Window
+from tunesmith.types import Completion, TeacherRequest
 
 FIRST_DELAY_SECONDS = 0.5
 """Longest wait before the first retry; doubles with each one. The actual wait is drawn from [0, that] ("full jitter",
@@ -32,217 +39,260 @@ LONGEST_DELAY_SECONDS = 30.0
 LONGEST_RETRY_AFTER_SECONDS = 300.0
 """An endpoint that asks for a longer pause has its quota used up: the request fails and says so."""
 
+_BYTES_PER_TOKEN = 3.5  # of prompts, for limits per minute; money is reserved for one token a byte
 _RETRY_STATUS = frozenset({408, 409, 425, 429})
+_NO_HEADERS: Mapping[str, str] = {}
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """One place that serves the model, with one key."""
+
+    base_url: str
+    api_key: str | None
+    price: Price
+
+    def __repr__(self) -> str:
+        return f"Endpoint({public_url(self.base_url)!r}, key={'hidden' if self.api_key else None})"
 
 
 class OpenAITeacher:
-    """POST {base_url}/chat/completions.
+    """POST {base_url}/chat/completions. Requests go to the endpoint with the lowest load.
 
-    concurrency: requests in flight. timeout_seconds: per attempt. max_retries: tries after the first.
+    concurrency: requests in flight at each endpoint, None = found out by trying. timeout_seconds: per attempt.
+    max_retries: tries after the first. requests_per_minute, tokens_per_minute: per endpoint, None = what it says itself.
+    notify: told in a sentence when an endpoint is slowed down, rests, or is given up.
     """
+
+    marks_sending = True
 
     def __init__(
         self,
         *,
         model: str,
-        base_url: str,
-        api_key: str | None,
-        price: Price,
-        concurrency: int,
+        endpoints: Sequence[Endpoint],
+        concurrency: int | None,
         timeout_seconds: float,
         max_retries: int,
+        requests_per_minute: int | None,
+        tokens_per_minute: int | None,
+        notify: Callable[[str], None],
     ) -> None:
-        self.identity = f"openai:{model}@{public_url(base_url)}"
-        self.price = price
+        self.identity = f"openai:{model}@{public_url(endpoints[0].base_url)}"
+        self.price = dearest([endpoint.price for endpoint in endpoints])
         self.model = model
-        self._url = base_url.rstrip("/") + "/chat/completions"
-        self._secrets = _spellings(api_key) if api_key else ()
-        self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
-        self._concurrency = concurrency
+        self._secrets = Secrets([endpoint.api_key for endpoint in endpoints if endpoint.api_key])
         self._timeout_seconds = timeout_seconds
         self._max_retries = max_retries
-        self._slots = asyncio.Semaphore(concurrency)
+        self._most_in_flight = (concurrency or MOST_IN_FLIGHT) * len(endpoints)
         self._session: aiohttp.ClientSession | None = None
-        self._dialect = Dialect()
-        self._reached = False  # whether this endpoint has ever answered anything
+        self._roads: dict[str, tuple[URL, URL | None]] = {}
+        self._endpoints = tuple(endpoints)
+        lanes = [
+            Lane(
+                _name(number, endpoint, len(endpoints)),
+                url=endpoint.base_url.rstrip("/") + "/chat/completions",
+                headers={"Authorization": f"Bearer {endpoint.api_key}"} if endpoint.api_key else _NO_HEADERS,
+                price=endpoint.price,
+                window=Window(start=concurrency or FIRST_SIZE, most=concurrency or MOST_IN_FLIGHT),
+                requests_per_minute=requests_per_minute,
+                tokens_per_minute=tokens_per_minute,
+            )
+            for number, endpoint in enumerate(endpoints, 1)
+        ]
+        self.lanes = Lanes(lanes, notify=notify)
 
     def __repr__(self) -> str:
-        return f"OpenAITeacher({self.identity!r}, key={'hidden' if self._secrets else None})"
+        return f"OpenAITeacher({self.identity!r}, {list(self._endpoints)!r})"
 
     async def complete(self, request: TeacherRequest) -> Completion:
         """One answer, after at most max_retries further tries. See protocols.Teacher for what is raised."""
-        async with self._slots:
-            worst = self._worst_case(request)
-            maybe_billed = 0.0
-            attempt = Attempt("failed", "no attempt was made")
-            for number in range(self._max_retries + 1):
-                if number > 0:
-                    await asyncio.sleep(self._delay(number, attempt))
-                attempt = await self._attempt(request)
-                if attempt.kind == "answered":
-                    assert attempt.completion is not None
-                    return attempt.completion.model_copy(
-                        update={"cost_usd": attempt.completion.cost_usd + maybe_billed}
-                    )
-                maybe_billed += worst if attempt.maybe_billed else 0.0
-                if attempt.kind == "failed" or (attempt.retry_after or 0.0) > LONGEST_RETRY_AFTER_SECONDS:
-                    break
-                reservation = current_reservation.get()
-                more = worst if attempt.maybe_billed else 0.0
-                if number < self._max_retries and more and reservation is not None and not reservation.extend(more):
-                    attempt.message += "; not tried again: the answer may have been billed and the budget ends here"
-                    break
-            if not self._reached and attempt.kind == "retry" and attempt.unreachable:
-                raise TeacherError(
-                    f"cannot reach the endpoint after {self._max_retries + 1} tries: {attempt.message}",
-                    where=public_url(self._url),
-                    hint="is the server running, and is `base_url` right?",
-                )
-            tries = f" (tried {number + 1} times)" if number else ""
-            return Completion(text="", finish_reason="error", error=f"{attempt.message}{tries}", cost_usd=maybe_billed)
+        prompt_bytes = count_prompt_tokens(request)
+        tokens = prompt_bytes / _BYTES_PER_TOKEN + request.sampling.max_tokens
+        worst = self.price.cost(prompt_bytes, request.sampling.max_tokens)
+        maybe_billed, number = 0.0, 0
+        while True:
+            try:
+                attempt = await self._on_some_lane(request, tokens, again=number > 0)
+            except _LaneLost:
+                continue
+            if attempt.completion is not None:
+                if maybe_billed:
+                    cost = attempt.completion.cost_usd + maybe_billed
+                    return attempt.completion.model_copy(update={"cost_usd": cost})
+                return attempt.completion
+            maybe_billed += worst if attempt.maybe_billed else 0.0
+            if attempt.kind == "failed" or (attempt.retry_after or 0.0) > LONGEST_RETRY_AFTER_SECONDS:
+                break
+            if number == self._max_retries:
+                break
+            if attempt.maybe_billed and not _set_aside(worst):
+                attempt.message += "; not tried again: the answer may have been billed and the budget ends here"
+                break
+            number += 1
+            await asyncio.sleep(_delay(number, attempt))
+        if attempt.unreachable and not any(lane.was_reached for lane in self.lanes.all):
+            raise TeacherError(
+                f"cannot reach the endpoint after {self._max_retries + 1} tries: {attempt.message}",
+                where=public_url(self.lanes.all[0].url),
+                hint="is the server running, and is `base_url` right?",
+            )
+        tries = f" (tried {number + 1} times)" if number else ""
+        return Completion(text="", finish_reason="error", error=f"{attempt.message}{tries}", cost_usd=maybe_billed)
 
     def count_prompt_tokens(self, request: TeacherRequest) -> int:
-        """Bytes of UTF-8 plus 16 a message: no byte-level tokenizer makes more tokens than there are bytes."""
-        size = sum(len(message.content.encode("utf-8", "replace")) + 16 for message in request.messages)
-        schema = request.sampling.json_schema
-        return size + (len(orjson.dumps(schema)) if schema is not None else 0)
+        """See reply.count_prompt_tokens."""
+        return count_prompt_tokens(request)
 
     async def aclose(self) -> None:
+        self.lanes.close()
         if self._session is not None:
             await self._session.close()
             self._session = None
 
-    def _worst_case(self, request: TeacherRequest) -> float:
-        return self.price.cost(self.count_prompt_tokens(request), request.sampling.max_tokens)
+    async def _on_some_lane(self, request: TeacherRequest, tokens: float, *, again: bool) -> Attempt:
+        """Wait for a lane and send once. Raises _LaneLost where the lane is of no use and another one is left."""
+        lane = await self.lanes.enter(tokens, again=again)
+        call = current_call.get()
+        attempt: Attempt | None = None
+        headers = _NO_HEADERS
+        try:
+            if call is not None:
+                call.sending()
+            attempt, headers = await self._attempt(lane, request)
+            if call is not None:
+                call.raw = attempt.raw
+            return attempt
+        except TeacherError as error:
+            if self.lanes.bury(lane, error):
+                raise _LaneLost from error
+            raise
+        finally:
+            self.lanes.leave(lane, tokens, attempt, headers)
 
-    def _delay(self, number: int, last: Attempt) -> float:
-        longest = min(LONGEST_DELAY_SECONDS, FIRST_DELAY_SECONDS * 2 ** (number - 1))
-        # Retry-After is a lower bound; a little jitter on top keeps a crowd from returning at the same moment
-        return random.uniform(0, longest) if last.retry_after is None else last.retry_after + random.uniform(0, 0.1)
-
-    async def _attempt(self, request: TeacherRequest) -> Attempt:
+    async def _attempt(self, lane: Lane, request: TeacherRequest) -> tuple[Attempt, Mapping[str, str]]:
         """One POST, and again at once where the endpoint refuses a parameter that another form can say."""
+        url, proxy = self._road(lane)
         while True:
-            body = self._dialect.body(self.model, request)
+            body = lane.dialect.body(self.model, request)
             try:
                 async with self._open_session().post(
-                    self._url, data=orjson.dumps(body), allow_redirects=False
+                    url, data=orjson.dumps(body), headers=lane.headers, proxy=proxy, allow_redirects=False
                 ) as answer:
                     status, headers, data = answer.status, answer.headers, await answer.read()
             except TimeoutError:
-                return Attempt("retry", f"no answer within {self._timeout_seconds:g} s", maybe_billed=True)
+                message = f"no answer within {self._timeout_seconds:g} s"
+                return Attempt("retry", message, maybe_billed=True), _NO_HEADERS
             except aiohttp.ClientConnectorError as error:
-                return Attempt("retry", f"cannot connect: {self._blank(str(error))}", unreachable=True)
+                message = f"cannot connect: {self._secrets.blank(str(error))}"
+                return Attempt("retry", message, unreachable=True), _NO_HEADERS
             except aiohttp.InvalidURL:
-                raise TeacherError("`base_url` is no URL", where=public_url(self._url)) from None
+                raise TeacherError("`base_url` is no URL", where=public_url(lane.url)) from None
             except (aiohttp.ClientError, OSError) as error:
-                reason = self._blank(str(error)) or type(error).__name__
-                return Attempt("retry", f"the connection broke: {reason}", maybe_billed=True)
-            self._reached = True
+                reason = self._secrets.blank(str(error)) or type(error).__name__
+                return Attempt("retry", f"the connection broke: {reason}", maybe_billed=True), _NO_HEADERS
+            lane.was_reached = True
             if status == 200:
-                return self._read(data, request)
-            message = self._blank(_error_message(data)) or f"HTTP {status}"
-            if status in (400, 422) and self._dialect.adapt(body, message):
+                return self._read(data, request, lane), headers
+            message = self._secrets.blank(error_message(data)) or f"HTTP {status}"
+            if status in (400, 422) and lane.dialect.adapt(body, message):
                 continue
-            fatal = explain_refusal(status, message, headers.get("Location"), self.model, public_url(self._url))
+            fatal = explain_refusal(status, message, headers.get("Location"), self.model, public_url(lane.url))
             if fatal is not None:
                 raise fatal
+            message = f"HTTP {status}: {message}"
             if status in _RETRY_STATUS or status >= 500:
-                return Attempt("retry", f"HTTP {status}: {message}", retry_after=retry_after_seconds(headers))
-            return Attempt("failed", f"HTTP {status}: {message}")
+                pause = retry_after_seconds(headers)
+                return Attempt("retry", message, retry_after=pause, refused=status == 429), headers
+            return Attempt("failed", message), headers
 
-    def _read(self, data: bytes, request: TeacherRequest) -> Attempt:
+    def _read(self, data: bytes, request: TeacherRequest, lane: Lane) -> Attempt:
         """A 200. Broken JSON and missing choices are tried again; everything else is an answer, good or not."""
         if data.lstrip()[:1] == b"<":
             raise TeacherError(
                 "the endpoint answered with a web page, not JSON",
-                where=public_url(self._url),
+                where=public_url(lane.url),
                 hint="`base_url` should end where /chat/completions can be added, usually in /v1",
             )
-        try:
-            answer = _loads(data)
-            choice = answer["choices"][0]
-            text = _text(choice["message"])
-        except (ValueError, LookupError, TypeError, AttributeError):
-            start = self._blank(data[:200].decode("utf-8", "replace")) or "nothing"
-            return Attempt("retry", f"the answer is not a chat completion: {start}", maybe_billed=True)
-        completion = self._completion(self._blank(text), choice.get("finish_reason"), answer.get("usage"), request)
-        return Attempt("answered", completion=completion)
+        reply = read_reply(data, request, lane.price, self._secrets)
+        if reply is not None:
+            return Attempt("answered", completion=reply.completion, raw=reply.raw)
+        words = self._secrets.blank(data.decode("utf-8", "replace"))
+        if (call := current_call.get()) is not None:
+            call.keep(words.encode())
+        message = f"the answer is not a chat completion: {words[:200] or 'nothing'}"
+        return Attempt("retry", message, maybe_billed=True)
 
-    def _completion(self, text: str, reason: Any, usage: Any, request: TeacherRequest) -> Completion:
-        counted = _usage(usage)
-        if counted is None:  # upper bounds, so that a budget holds
-            size = min(len(text.encode("utf-8", "replace")), request.sampling.max_tokens)
-            counted = Usage(prompt_tokens=self.count_prompt_tokens(request), completion_tokens=size, estimated=True)
-        cost = self.price.cost(counted.prompt_tokens, counted.completion_tokens)
-        if reason == "content_filter":
-            error = "the endpoint withheld the answer (finish_reason content_filter)"
-            return Completion(text=text, finish_reason="error", usage=counted, cost_usd=cost, error=error)
-        finish: FinishReason = reason if reason in ("length", "tool_calls") else "stop"
-        return Completion(text=text, finish_reason=finish, usage=counted, cost_usd=cost)
-
-    def _blank(self, text: str) -> str:
-        for secret in self._secrets:
-            text = text.replace(secret, "[api key]")
-        return text
+    def _road(self, lane: Lane) -> tuple[URL, URL | None]:
+        """(address, proxy) of a lane. Looked up once: aiohttp's own look at the environment costs two threads a request."""
+        road = self._roads.get(lane.url)
+        if road is None:
+            try:
+                road = self._roads[lane.url] = URL(lane.url), proxy_for(lane.url)
+            except ValueError:
+                raise TeacherError("`base_url` is no URL", where=public_url(lane.url)) from None
+        return road
 
     def _open_session(self) -> aiohttp.ClientSession:
         if self._session is None:
+            _allow_sockets(self._most_in_flight)
             self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=self._concurrency),
+                connector=aiohttp.TCPConnector(limit=0),  # the lanes bound what is in flight
                 timeout=aiohttp.ClientTimeout(total=self._timeout_seconds),
-                headers={"Content-Type": "application/json", **self._headers},
-                trust_env=True,
+                headers={"Content-Type": "application/json"},
+                cookie_jar=aiohttp.DummyCookieJar(),
             )
         return self._session
 
 
-def _spellings(secret: str) -> tuple[str, ...]:
-    """The secret as it may come back: plain, URL-encoded, base64."""
-    encoded = base64.b64encode(secret.encode()).decode()
-    return tuple(dict.fromkeys((secret, quote(secret, safe=""), encoded, encoded.rstrip("="))))
+class _LaneLost(Exception):
+    """The lane was given up and another one can take the request."""
 
 
-def _loads(data: bytes) -> Any:
-    try:
-        return orjson.loads(data)
-    except orjson.JSONDecodeError:
-        # half of a surrogate pair, as cut answers have them: orjson refuses it, json reads it
-        value = json.loads(data)
-        return orjson.loads(json.dumps(value, ensure_ascii=False).encode("utf-8", "replace"))
+def dearest(prices: Sequence[Price]) -> Price:
+    """The highest of several prices, side by side: what a worst case is made of."""
+    first = prices[0]
+    if len(prices) == 1:
+        return first
+    return Price(
+        max(price.input_usd_per_mtok for price in prices),
+        max(price.output_usd_per_mtok for price in prices),
+        source=first.source,
+    )
 
 
-def _text(message: dict[str, Any]) -> str:
-    """Text of a message: a string, null (then a refusal, if any), or a list of parts."""
-    content = message.get("content")
-    if content is None:
-        content = message.get("refusal") or ""
-    if isinstance(content, list):
-        content = "".join(part.get("text") or "" for part in content if isinstance(part, dict))
-    if not isinstance(content, str):
-        raise TypeError("content is no text")
-    return content
+def proxy_for(url: str) -> URL | None:
+    """The proxy that the environment (http_proxy, https_proxy, no_proxy) names for an address."""
+    parts = urlsplit(url)
+    proxy = getproxies().get(parts.scheme)
+    return URL(proxy) if proxy and not proxy_bypass(parts.hostname or "") else None
 
 
-def _usage(usage: Any) -> Usage | None:
-    if not isinstance(usage, dict):
-        return None
-    prompt, completion = usage.get("prompt_tokens"), usage.get("completion_tokens")
-    if not isinstance(prompt, int) or not isinstance(completion, int) or prompt < 0 or completion < 0:
-        return None
-    return Usage(prompt_tokens=prompt, completion_tokens=completion)
+def _set_aside(usd: float) -> bool:
+    """Reserve the worst case again for one more try; False where the budget does not allow it."""
+    call = current_call.get()
+    return call is None or call.reservation.extend(usd)
 
 
-def _error_message(data: bytes) -> str:
-    """The endpoint's own words, at most 300 characters."""
-    try:
-        value = orjson.loads(data)
-    except orjson.JSONDecodeError:
-        return " ".join(data[:2000].decode("utf-8", "replace").split())[:300]
-    error = value.get("error", value) if isinstance(value, dict) else value
-    if isinstance(error, dict):
-        words = [error.get("message") or error.get("detail"), error.get("code"), error.get("param")]
-        text = ", ".join(str(word) for word in words if word) or orjson.dumps(error).decode()
-    else:
-        text = str(error)
-    return text[:300]
+def backoff_seconds(number: int) -> float:
+    """Wait before retry `number` (from 1)."""
+    return random.uniform(0, min(LONGEST_DELAY_SECONDS, FIRST_DELAY_SECONDS * 2 ** (number - 1)))
+
+
+def _delay(number: int, last: Attempt) -> float:
+    # Retry-After is a lower bound; a little jitter on top keeps a crowd from returning at the same moment
+    return backoff_seconds(number) if last.retry_after is None else last.retry_after + random.uniform(0, 0.1)
+
+
+def _name(number: int, endpoint: Endpoint, num_endpoints: int) -> str:
+    place = public_url(endpoint.base_url)
+    return f"endpoint {number} ({place})" if num_endpoints > 1 else f"the endpoint {place}"
+
+
+def _allow_sockets(wanted: int) -> None:
+    """Each request in flight holds a socket; many systems allow 1,024 open files unless a program asks for more."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = wanted + 256
+    if soft != resource.RLIM_INFINITY and soft < most:
+        allowed = most if hard == resource.RLIM_INFINITY else min(most, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, allowed), hard))

@@ -1,7 +1,8 @@
 """Words of a text in any script, and ROUGE-L between two texts.
 
 Two tokenizers: ours, which knows every script, and that of the rouge_score package, which keeps [a-z0-9] alone (two
-equal Chinese sentences score 0.0 with it, and "café" becomes "caf"). On ASCII text they agree. Needs no torch.
+equal Chinese sentences score 0.0 with it, and "café" becomes "caf"). On ASCII text they agree. Each also exists as an
+Alphabet, a table by code point, for loops that never see a Python string. Needs no torch, numpy only for the tables.
 """
 
 from __future__ import annotations
@@ -9,11 +10,19 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from functools import cache
+from typing import TYPE_CHECKING
 
 from rapidfuzz.distance import LCSseq
 
+if TYPE_CHECKING:
+    import numpy as np
+
 Tokenizer = Callable[[str], list[str]]
+
+# Classes of code points in an Alphabet's table; 0 separates words.
+WORD, UNSPACED, MARK, UNSPACED_MARK = 1, 2, 3, 4
 
 _ASCII_WORD = re.compile(r"[a-z0-9]+")
 
@@ -38,7 +47,79 @@ def unicode_tokens(text: str) -> list[str]:
     """
     if text.isascii():
         return _ASCII_WORD.findall(text.lower())
-    return _unicode_word().findall(unicodedata.normalize("NFKC", text).lower())
+    return _unicode_word().findall(_normal(text))
+
+
+def character_spans(text: str, first: int, last: int) -> tuple[int, int]:
+    """Characters [start, end) of `text` in which its words [first, last) of unicode_tokens stand, last > first.
+
+    Where NFKC joins or splits characters, each base character with its marks is normalised alone to find the place;
+    where even that does not add up to the whole, the span is all of the text.
+    """
+    if text.isascii():
+        matches = list(_ASCII_WORD.finditer(text.lower()))
+        return matches[first].start(), matches[last - 1].end()
+    origins: list[int] = []  # of each character of the normalised text, its place in the text
+    for match in re.finditer(rf".[{_marks()}]*", text, re.DOTALL):
+        origins += [match.start()] * len(_normal(match[0]))
+    normal = _normal(text)
+    if len(origins) != len(normal):
+        return 0, len(text)
+    matches = list(_unicode_word().finditer(normal))
+    end = matches[last - 1].end()
+    return origins[matches[first].start()], origins[end] if end < len(origins) else len(text)
+
+
+@dataclass(frozen=True)
+class Alphabet:
+    """A tokenizer as data: `prepare` a text that is not ASCII, lower the ASCII letters, then class each code point.
+
+    Runs of WORD are a word; UNSPACED is a word of its own; MARK continues the word before it or separates;
+    UNSPACED_MARK continues the word before it or is a word of its own.
+    """
+
+    tokenize: Tokenizer
+    prepare: Callable[[str], str]
+    classes: Callable[[], np.ndarray]  # (0x110000,) uint8
+
+
+def alphabet_of(tokenize: Tokenizer) -> Alphabet | None:
+    """The alphabet of one of the two tokenizers of this module; None for any other."""
+    if tokenize is unicode_tokens:
+        return Alphabet(unicode_tokens, _normal, _unicode_classes)
+    if tokenize is rouge_score_tokens:
+        return Alphabet(rouge_score_tokens, str.lower, _ascii_classes)
+    return None
+
+
+def _normal(text: str) -> str:
+    return unicodedata.normalize("NFKC", text).lower()
+
+
+@cache
+def _ascii_classes() -> np.ndarray:
+    import numpy as np
+
+    classes = np.zeros(0x110000, np.uint8)
+    for code in b"abcdefghijklmnopqrstuvwxyz0123456789":
+        classes[code] = WORD
+    return classes
+
+
+@cache
+def _unicode_classes() -> np.ndarray:
+    """About 0.1 s, once. Above 0x40000 there are no letters, only variation selectors."""
+    import numpy as np
+
+    classes = np.zeros(0x110000, np.uint8)
+    everything = "".join(map(nth_character, range(0x40000 - 0x800)))
+    for match in re.finditer(r"[^\W_]", everything):
+        classes[ord(match[0])] = WORD
+    for match in _unspaced().finditer(everything):
+        classes[ord(match[0])] = UNSPACED
+    for mark in _marks():
+        classes[ord(mark)] = UNSPACED_MARK if classes[ord(mark)] == UNSPACED else MARK
+    return classes
 
 
 def count_words(text: str) -> int:
@@ -100,12 +181,17 @@ def _unspaced() -> re.Pattern[str]:
 
 @cache
 def _unicode_word() -> re.Pattern[str]:
+    marks = _marks()
+    return re.compile(rf"[{_UNSPACED}][{marks}]*|(?:(?![{_UNSPACED}])[^\W_][{marks}]*)+")
+
+
+@cache
+def _marks() -> str:
     # `re` knows no class of combining marks, and without them Hindi or Arabic words would fall apart.
     # All marks lie in these two ranges of the code space; finding them takes some 20 ms, once.
-    marks = "".join(
+    return "".join(
         chr(code)
         for first, last in ((0x300, 0x1F000), (0xE0100, 0xE01F0))
         for code in range(first, last)
         if unicodedata.category(chr(code)).startswith("M")
     )
-    return re.compile(rf"[{_UNSPACED}][{marks}]*|(?:(?![{_UNSPACED}])[^\W_][{marks}]*)+")

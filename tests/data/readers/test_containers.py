@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
@@ -11,9 +12,17 @@ import pyarrow.parquet as pq
 import pytest
 
 from tunesmith.data.readers import containers, read_examples, source
-from tunesmith.data.readers.containers import Row, cut_raw, read_rows
+from tunesmith.data.readers.containers import Row, cut_raw
+from tunesmith.data.readers.source import data_file
 from tunesmith.errors import DataError, MissingExtra
 from tunesmith.types import Conversation, Excluded
+
+COLUMNS = ("question", "answer")
+
+
+def read_rows(path: Path) -> Iterator[Row | Excluded]:
+    return containers.read_rows(data_file(path), COLUMNS)
+
 
 ROWS = [{"question": f"What is {n}, and why? 狗🚲", "answer": f'It is "{n}";\nno more'} for n in range(5)]
 
@@ -84,7 +93,7 @@ def test_parquet_without_pyarrow_names_the_extra(tmp_path: Path, monkeypatch: py
     monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
     with pytest.raises(MissingExtra) as caught:
         list(read_examples(path))
-    assert caught.value.hint == "pip install 'tunesmith[data]'"
+    assert "pip install 'tunesmith[data]'" in str(caught.value.hint)
 
 
 def test_places_are_lines_in_text_and_numbers_in_lists(tmp_path: Path):
@@ -155,8 +164,8 @@ def test_a_folder_is_read_file_by_file_and_says_what_it_passed_over(tmp_path: Pa
 
 
 def test_a_folder_without_data_is_an_error(tmp_path: Path):
-    (tmp_path / "notes.md").write_text("x")
-    with pytest.raises(DataError, match=r"the folder has no data file; it has: notes\.md"):
+    (tmp_path / "notes.doc").write_text("x")
+    with pytest.raises(DataError, match=r"there is no data file; it has: notes\.doc"):
         list(read_examples(tmp_path))
 
 

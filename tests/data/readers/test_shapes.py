@@ -169,4 +169,7 @@ def test_a_reader_can_be_called_by_name(tmp_path: Path):
     path.write_text('{"instruction": "i", "output": "o", "messages": []}\n')
     (example,) = READERS.load("alpaca")(path)
     assert turns(example) == [("user", "i"), ("assistant", "o")]
-    assert set(READERS) == {"alpaca", "seed_tasks", "sharegpt", "openai_messages", "question_response"}
+    assert set(READERS) == {
+        "alpaca", "alpaca_plain", "belle_generated_chat", "belle_multiturn", "labelled", "openai_messages", "preference",
+        "question_response", "seed_tasks", "sharegpt", "sharegpt_page", "text",
+    }  # fmt: skip

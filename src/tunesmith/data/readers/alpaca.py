@@ -1,6 +1,7 @@
 """Alpaca rows: instruction, input, output; also system and history, and the names Dolly uses (context, response).
 
-The input follows the instruction after a blank line, as one user message.
+The input follows the instruction after a blank line, as one user message; `input_at` in the metadata says where it begins,
+so that it can be written back. READER also sees the dialogues that BELLE's sets keep inside the fields, PLAIN does not.
 """
 
 from __future__ import annotations
@@ -8,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from tunesmith.data.readers.fields import BadRow, Fields, as_text, system_first
+from tunesmith.data.readers.belle import history_readings, transcript_readings
+from tunesmith.data.readers.fields import BadRow, Fields, as_text, is_labelled, is_preference, system_first
 from tunesmith.data.readers.shape import Reading, Shape
 from tunesmith.types import Message
 
@@ -16,7 +18,14 @@ _REPLIES = ("output", "response", "answer", "completion", "target")
 
 
 def _readings(row: Mapping[str, Any]) -> list[Reading]:
-    if "instruction" not in row or "instances" in row:
+    plain = _plain_readings(row)
+    if not plain:
+        return []
+    return history_readings(row) or [*plain, *transcript_readings(row)]
+
+
+def _plain_readings(row: Mapping[str, Any]) -> list[Reading]:
+    if "instruction" not in row or "instances" in row or is_preference(row) or is_labelled(row):
         return []
     # `output` is the form's own name, so it wins; of the others there must be one.
     replies = ["output"] if "output" in row else [name for name in _REPLIES if name in row]
@@ -33,7 +42,10 @@ def _dialogue(fields: Fields, reply_name: str) -> list[Message]:
 def _prompt(fields: Fields) -> list[Message]:
     instruction = fields.take_text("instruction", empty_reason="empty_prompt")
     given = fields.take_optional_text("input" if "input" in fields else "context")
-    prompt = f"{instruction}\n\n{given}" if given.strip() else instruction
+    prompt = instruction
+    if given.strip():
+        prompt = f"{instruction}\n\n{given}"
+        fields.notes["input_at"] = len(instruction) + 2
     return [*system_first(fields), *_history(fields), Message(role="user", content=prompt)]
 
 
@@ -41,7 +53,10 @@ def _history(fields: Fields) -> list[Message]:
     if "history" not in fields:
         return []
     messages: list[Message] = []
-    for number, turn in enumerate(fields.take("history") or [], start=1):
+    history = fields.take("history") or []
+    if isinstance(history, str):  # a cell of a table
+        history = Fields({"history": history}).take_list("history")
+    for number, turn in enumerate(history, start=1):
         field = f"history[{number}]"
         if not isinstance(turn, list) or len(turn) != 2:
             raise BadRow("wrong_type", field, f"{field} must be a pair of texts: what the user and the assistant said")
@@ -50,9 +65,8 @@ def _history(fields: Fields) -> list[Message]:
     return messages
 
 
-READER = Shape(
-    name="alpaca",
-    fields="instruction, input (optional), output",
-    names=("instruction", "output", "input", "history", "system", "context", "response"),
-    readings=_readings,
-)
+_NAMES = ("instruction", "output", "input", "history", "system", "context", "response")
+_FIELDS = "instruction, input (optional), output"
+
+READER = Shape(name="alpaca", fields=_FIELDS, names=_NAMES, readings=_readings)
+PLAIN = Shape(name="alpaca_plain", fields=_FIELDS, names=_NAMES, readings=_plain_readings)

@@ -1,24 +1,30 @@
-"""Rows of a file in any container: JSON lines, a JSON list, JSON objects one after another, CSV or TSV, parquet.
+"""Rows of a file in any container: JSON lines, a JSON list, JSON objects one after another, CSV or TSV, parquet, a saved
+page, plain text.
 
-The container is recognised by its content. Rows are streamed. Refuses to know what the fields mean.
+The container is recognised by its content, text by its name too. Rows are streamed: a file of any size takes the memory
+of one block and one row. Refuses to know what the fields mean.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from tunesmith.data.readers.source import read_blocks, read_head, read_lines
-from tunesmith.data.readers.tables import read_parquet, read_table, sniff_delimiter
+from tunesmith.data.pages.page import PageError, find_page_data
+from tunesmith.data.readers.source import DataFile, read_blocks, read_head, read_lines
+from tunesmith.data.readers.tables import looks_like_table, read_parquet, read_table, sniff_delimiter
 from tunesmith.errors import DataError
 from tunesmith.types import Excluded
 
 RAW_CHARACTERS = 2000
+TEXT_ENDINGS = (".txt", ".md")
 _SPACE = re.compile(r"\s*")
+_JSON_START = re.compile(r"""\[\s*[\[{]|\{\s*["}]""")
+_PAGE_START = re.compile(r"<(!doctype\s+html|html|head|body|script|!--)", re.IGNORECASE)
+_TEXT_CHARACTERS = 1 << 20  # plain text longer than this is cut into documents, where it can be at an empty line
 
 
 @dataclass(frozen=True)
@@ -29,29 +35,38 @@ class Row:
     value: Any
 
 
-def read_rows(path: Path) -> Iterator[Row | Excluded]:
-    """Every row; one that is no JSON comes as Excluded. DataError where the file as a whole cannot be read."""
-    return container_of(path)(path)
+def read_rows(file: DataFile, columns: Collection[str]) -> Iterator[Row | Excluded]:
+    """Every row; one that is no JSON comes as Excluded. DataError where the file as a whole cannot be read.
+
+    columns: names of fields by which a table is told from prose in a .txt file.
+    """
+    return container_of(file, columns)(file)
 
 
-def container_of(path: Path) -> Callable[[Path], Iterator[Row | Excluded]]:
+def container_of(file: DataFile, columns: Collection[str]) -> Callable[[DataFile], Iterator[Row | Excluded]]:
     """The function that reads this file's rows, found by looking at its first 64 KiB."""
-    head = read_head(path)
+    head = read_head(file)
     if head.startswith(b"PAR1"):
         return _parquet
     text = head.decode("utf-8-sig", "replace").lstrip()
+    name = file.name.removesuffix(".gz").lower()
+    if name.endswith(TEXT_ENDINGS) and not _JSON_START.match(text):
+        return _table if name.endswith(".txt") and looks_like_table(text, columns) else _text
+    if _PAGE_START.match(text):
+        return read_page
     if text.startswith("["):
         return _json_list
     if text.startswith("{"):
         return _json_objects if _spans_lines(text) else _json_lines
-    if path.name.removesuffix(".gz").endswith((".jsonl", ".ndjson")):
+    if name.endswith((".jsonl", ".ndjson")):
         return _json_lines
     if sniff_delimiter(text) is not None:
         return _table
     raise DataError(
         f"this is no list of rows: it starts with {text[:60]!r}",
-        where=path.name,
-        hint="expected a JSON list, one JSON object a line, CSV or TSV with a header line, or parquet",
+        where=file.name,
+        hint="expected a JSON list, one JSON object a line, CSV or TSV with a header line, parquet, a saved ShareGPT "
+        "page, or plain text in a file that ends in .txt or .md",
     )
 
 
@@ -75,11 +90,11 @@ def _spans_lines(text: str) -> bool:
     return False
 
 
-def _json_lines(path: Path) -> Iterator[Row | Excluded]:
-    for number, line in enumerate(read_lines(path), start=1):
+def _json_lines(file: DataFile) -> Iterator[Row | Excluded]:
+    for number, line in enumerate(read_lines(file), start=1):
         if not line.strip():
             continue
-        where = f"{path.name}:{number}"
+        where = f"{file.name}:{number}"
         try:
             yield Row(where, json.loads(line.rstrip("\r\n"), parse_constant=_refuse_constant))
         except RecursionError:
@@ -89,48 +104,72 @@ def _json_lines(path: Path) -> Iterator[Row | Excluded]:
             yield Excluded(reason="invalid_json", detail=detail, where=where, raw=cut_raw(line.rstrip("\n")))
 
 
-def _json_list(path: Path) -> Iterator[Row | Excluded]:
-    values = _JsonStream(path)
+def _json_list(file: DataFile) -> Iterator[Row | Excluded]:
+    values = _JsonStream(file)
     values.skip("[")
     number = 0
     if not values.skip("]"):
         while True:
             number += 1
-            yield Row(f"{path.name}#{number}", values.next_value(f"row {number} of the list"))
+            yield Row(f"{file.name}#{number}", values.next_value(f"row {number} of the list"))
             if values.skip("]"):
                 break
             if not values.skip(","):
                 raise values.error(f"a comma or the end of the list is missing after row {number}")
     if not number:
-        raise DataError("the list is empty, expected at least one row", where=path.name)
+        raise DataError("the list is empty, expected at least one row", where=file.name)
     if not values.at_end():
         raise values.error(f"there is more text after the end of the list of {number} rows")
 
 
-def _json_objects(path: Path) -> Iterator[Row | Excluded]:
-    values = _JsonStream(path)
+def _json_objects(file: DataFile) -> Iterator[Row | Excluded]:
+    values = _JsonStream(file)
     number = 0
     while not values.at_end():
         number += 1
-        yield Row(f"{path.name}#{number}", values.next_value(f"object {number}"))
+        yield Row(f"{file.name}#{number}", values.next_value(f"object {number}"))
 
 
-def _table(path: Path) -> Iterator[Row | Excluded]:
-    for where, value in read_table(path):
+def _table(file: DataFile) -> Iterator[Row | Excluded]:
+    for where, value in read_table(file):
         yield value if isinstance(value, Excluded) else Row(where, value)
 
 
-def _parquet(path: Path) -> Iterator[Row | Excluded]:
-    for number, value in enumerate(read_parquet(path), start=1):
-        yield Row(f"{path.name}#{number}", value)
+def _parquet(file: DataFile) -> Iterator[Row | Excluded]:
+    for number, value in enumerate(read_parquet(file), start=1):
+        yield Row(f"{file.name}#{number}", value)
+
+
+def read_page(file: DataFile) -> Iterator[Row | Excluded]:
+    """The data of one saved web page, as one row."""
+    text = "".join(read_blocks(file))
+    try:
+        yield Row(file.name, find_page_data(text))
+    except PageError as error:
+        yield Excluded(reason="no_page_data", detail=str(error), where=file.name, field=error.field, raw=cut_raw(text))
+
+
+def _text(file: DataFile) -> Iterator[Row | Excluded]:
+    """Plain text as rows of a field `text`: one, or pieces of at most a mebibyte, cut at an empty line or a line end."""
+    waiting, line = "", 1
+    for block in read_blocks(file):
+        waiting += block
+        while len(waiting) > _TEXT_CHARACTERS:
+            cuts = (waiting.rfind(mark, 1, _TEXT_CHARACTERS) + len(mark) for mark in ("\n\n", "\n"))
+            cut = next((cut for cut in cuts if cut > 2), _TEXT_CHARACTERS)
+            yield Row(f"{file.name}:{line}", {"text": waiting[:cut].strip("\n")})
+            line += waiting.count("\n", 0, cut)
+            waiting = waiting[cut:]
+    if waiting.strip():
+        yield Row(f"{file.name}:{line}", {"text": waiting.strip("\n")})
 
 
 class _JsonStream:
     """JSON values one after another out of blocks of text; holds one value and one block at a time."""
 
-    def __init__(self, path: Path) -> None:
-        self._name = path.name
-        self._blocks = read_blocks(path)
+    def __init__(self, file: DataFile) -> None:
+        self._name = file.name
+        self._blocks = read_blocks(file)
         self._text = ""
         self._at = 0
         self._ended = False

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from tunesmith.types import Message, Role
@@ -22,14 +23,48 @@ class BadRow(Exception):
         self.detail = detail
 
 
+@dataclass(frozen=True)
+class Pair:
+    """A row of two answers, the better one first."""
+
+    prompt: list[Message]
+    chosen: str
+    rejected: str
+    scores: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Thumb:
+    """A row of one answer and whether it is a good one."""
+
+    prompt: list[Message]
+    reply: str
+    desirable: bool
+
+
+@dataclass(frozen=True)
+class Text:
+    """A row of text without turns."""
+
+    text: str
+
+
+Parsed = list[Message] | Pair | Thumb | Text
+
+
 class Fields:
     """The fields of one row; each is taken once, and what nobody took becomes metadata."""
 
     def __init__(self, row: Mapping[str, Any]) -> None:
         self._left = dict(row)
+        self.notes: dict[str, Any] = {}  # metadata the shape adds: what it read out of a row and a message cannot hold
 
     def __contains__(self, name: str) -> bool:
         return name in self._left
+
+    def peek(self, name: str) -> Any:
+        """The value, which stays where it is."""
+        return self._left.get(name)
 
     def take(self, name: str) -> Any:
         """The value as it is, None where there is none."""
@@ -64,8 +99,25 @@ class Fields:
         return value
 
     def rest(self) -> dict[str, Any]:
-        """What nobody took, without what is empty."""
-        return {name: value for name, value in self._left.items() if value not in (None, "")}
+        """What nobody took, without what is empty, and the shape's own notes."""
+        return {**{name: value for name, value in self._left.items() if value not in (None, "")}, **self.notes}
+
+
+PREFERENCE_NAMES = (("chosen", "rejected"), ("chosen", "reject"), ("messages", "rejected_response"))
+
+
+def is_preference(row: Mapping[str, Any]) -> bool:
+    """Whether a row holds a better and a worse answer."""
+    return any(better in row and worse in row for better, worse in PREFERENCE_NAMES)
+
+
+def is_labelled(row: Mapping[str, Any]) -> bool:
+    """Whether a row says of its answer that it is good or bad: `kto_tag`, or a `label` that is true or false."""
+    if "kto_tag" in row:
+        return True
+    label = row.get("label")
+    truth = isinstance(label, bool) or (isinstance(label, str) and label.strip().lower() in ("true", "false"))
+    return truth and ("messages" in row or "conversations" in row or "output" in row or "completion" in row)
 
 
 def as_text(value: Any, field: str) -> str:

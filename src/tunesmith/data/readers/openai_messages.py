@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from tunesmith.data.readers.fields import Fields, system_first
+from tunesmith.data.readers.fields import Fields, is_labelled, is_preference, system_first
 from tunesmith.data.readers.shape import Reading, Shape
 from tunesmith.data.readers.turns import parse_turn
 from tunesmith.types import Message
 
 
 def _readings(row: Mapping[str, Any]) -> list[Reading]:
-    return [Reading("messages", lambda fields: [_dialogue(fields)])] if "messages" in row else []
+    if "messages" not in row or is_preference(row) or is_labelled(row):
+        return []
+    return [Reading("messages", lambda fields: [_dialogue(fields)])]
 
 
 def _dialogue(fields: Fields) -> list[Message]:

@@ -1,6 +1,6 @@
 """Rows of a question and its answer under any of their usual names; without an answer, a prompt alone.
 
-A prompt alone is kept as a conversation without a reply: a teacher can answer it, curate excludes it as "no_reply".
+Prompt and reply may be lists of turns too. A prompt alone is kept as a conversation without a reply: a teacher can answer it, curate excludes it as "no_reply".
 """
 
 from __future__ import annotations
@@ -8,19 +8,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from tunesmith.data.readers.fields import Fields, system_first
+from tunesmith.data.readers.fields import Fields, is_labelled, system_first
 from tunesmith.data.readers.shape import Reading, Shape
+from tunesmith.data.readers.turns import parse_turn
 from tunesmith.types import Message
 
 _PROMPTS = ("question", "prompt", "query", "input")
 _REPLIES = ("answer", "response", "completion", "output", "target", "std_answer", "reply")
 # Rows of another form: alpaca, conversations, and pairs of a better and a worse answer.
-_OTHERS = ("instruction", "instances", "messages", "conversations", "conversation", "chosen", "rejected")
+_OTHERS = ("instruction", "instances", "messages", "conversations", "conversation", "chosen", "rejected", "items")
 
 
 def _readings(row: Mapping[str, Any]) -> list[Reading]:
     prompts = [name for name in _PROMPTS if name in row]
-    if not prompts or any(name in row for name in _OTHERS):
+    if not prompts or any(name in row for name in _OTHERS) or is_labelled(row):
         return []
     replies = [name for name in _REPLIES if name in row]
     if not replies:
@@ -34,10 +35,24 @@ def _readings(row: Mapping[str, Any]) -> list[Reading]:
 
 def _pair(fields: Fields, prompt_name: str, reply_name: str) -> list[Message]:
     prompt = _prompt(fields, prompt_name)
+    turns = _turns(fields, reply_name)
+    if turns:
+        return [*prompt, *turns]
     return [*prompt, Message(role="assistant", content=fields.take_text(reply_name, empty_reason="empty_reply"))]
 
 
+def _turns(fields: Fields, name: str) -> list[Message]:
+    """The turns of a field that holds a list of them rather than text."""
+    value = fields.peek(name)
+    if not isinstance(value, list) or not value:
+        return []
+    return [parse_turn(turn, number) for number, turn in enumerate(fields.take_list(name), start=1)]
+
+
 def _prompt(fields: Fields, name: str) -> list[Message]:
+    turns = _turns(fields, name)
+    if turns:
+        return [*system_first(fields), *turns]
     prompt = fields.take_text(name, empty_reason="empty_prompt")
     return [*system_first(fields), Message(role="user", content=prompt)]
 

@@ -1,46 +1,114 @@
-"""Examples of a file or a folder: READERS names the known shapes of rows, and the shape is recognised by looking."""
+"""Examples of a file, a folder or a .zip: READERS names the known shapes of rows, and the shape is recognised by looking."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import zipfile
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
+from typing import BinaryIO, cast
 
-from tunesmith.data.readers.shape import read_file
+from tunesmith.data.readers.containers import TEXT_ENDINGS, read_page
+from tunesmith.data.readers.shape import Shape, convert_rows, read_file
+from tunesmith.data.readers.source import DataFile, data_file
 from tunesmith.errors import DataError
 from tunesmith.registry import Registry
-from tunesmith.types import Conversation, Excluded
+from tunesmith.types import Example, Excluded
 
+_RECOGNISED = (
+    "alpaca", "seed_tasks", "sharegpt", "sharegpt_page", "openai_messages", "question_response", "preference", "labelled",
+    "text",
+)  # fmt: skip
 READERS = Registry(
     "reader",
     {
-        name: f"tunesmith.data.readers.{name}:READER"
-        for name in ("alpaca", "seed_tasks", "sharegpt", "openai_messages", "question_response")
+        **{name: f"tunesmith.data.readers.{name}:READER" for name in _RECOGNISED},
+        # Forms that alpaca recognises by itself; to be named where a file could be either.
+        "alpaca_plain": "tunesmith.data.readers.alpaca:PLAIN",
+        "belle_multiturn": "tunesmith.data.readers.belle:MULTITURN",
+        "belle_generated_chat": "tunesmith.data.readers.belle:GENERATED_CHAT",
     },
 )
 
 _DATA_ENDINGS = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")
+_PAGE_ENDINGS = (".html", ".htm")
 
 
-def read_examples(path: Path) -> Iterator[Conversation | Excluded]:
-    """Every example of a file, or of the data files in a folder (by name). Each row ends as one or the other.
+def read_examples(path: Path, form: str = "auto") -> Iterator[Example | Excluded]:
+    """Every example of a file, or of the files in a folder or a .zip (by name). Each row ends as one or the other.
 
+    form: a name in READERS, or auto to look at the rows. The .html pages of a folder are read as one file of rows.
     Raises DataError where a file as a whole cannot be read: no known shape, two shapes, wrong encoding, damaged.
     """
-    shapes = [READERS.load(name) for name in READERS]
-    if not path.is_dir():
-        yield from read_file(path, shapes)
-        return
-    files = sorted(entry for entry in path.rglob("*") if entry.is_file())
-    data = [file for file in files if file.name.removesuffix(".gz").endswith(_DATA_ENDINGS)]
-    if not data:
+    shapes = _shapes(form)
+    if path.is_dir():
+        files = sorted(entry for entry in path.rglob("*") if entry.is_file())
+        named = [data_file(file, file.relative_to(path).as_posix()) for file in files]
+        yield from _read_files(named, shapes, f"the folder {path}")
+    elif path.name.lower().endswith(".zip"):
+        with _archive(path) as members:
+            yield from _read_files(members, shapes, f"the archive {path.name}")
+    else:
+        yield from read_file(data_file(path), shapes)
+
+
+def _shapes(form: str) -> list[Shape]:
+    names = _RECOGNISED if form == "auto" else (form,)
+    return [READERS.load(name, where="format") for name in names]
+
+
+def _read_files(files: Sequence[DataFile], shapes: Sequence[Shape], where: str) -> Iterator[Example | Excluded]:
+    plain = [file.name.lower().removesuffix(".gz") for file in files]
+    data = [file for file, name in zip(files, plain, strict=True) if name.endswith(_DATA_ENDINGS)]
+    pages = [file for file, name in zip(files, plain, strict=True) if name.endswith(_PAGE_ENDINGS)]
+    # Text beside data is a README or a licence; text alone is the corpus.
+    texts = [
+        file for file, name in zip(files, plain, strict=True) if name.endswith(TEXT_ENDINGS) and not data and not pages
+    ]
+    if not data and not pages and not texts:
         names = ", ".join(file.name for file in files[:8]) or "nothing"
+        endings = ", ".join((*_DATA_ENDINGS, *_PAGE_ENDINGS, *TEXT_ENDINGS))
         raise DataError(
-            f"the folder has no data file; it has: {names}",
-            where=str(path),
-            hint=f"expected files that end in {', '.join(_DATA_ENDINGS)}, or one of these with .gz",
+            f"there is no data file; it has: {names}",
+            where=where,
+            hint=f"expected files that end in {endings}, or one of these with .gz",
         )
+    if pages:
+        yield from convert_rows(chain.from_iterable(map(read_page, pages)), shapes, pages[0].name)
+    read = {id(file) for file in (*data, *texts)}
+    paged = {id(file) for file in pages}
     for file in files:
-        if file in data:
+        if id(file) in read:
             yield from read_file(file, shapes)
-        else:
-            yield Excluded(reason="no_data_file", detail="its name ends in no known way", where=file.name)
+        elif id(file) not in paged:
+            yield Excluded(
+                reason="no_data_file", detail="it is not read: its name ends in no way of data", where=file.name
+            )
+
+
+@contextmanager
+def _archive(path: Path) -> Generator[list[DataFile]]:
+    """The members of a .zip in the order of their names, open while the block runs."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            yield [
+                _member(path.name, archive, entry)
+                for entry in sorted(archive.infolist(), key=lambda entry: entry.filename)
+                if not entry.is_dir()
+            ]
+    except zipfile.BadZipFile as error:
+        raise DataError(f"the archive is damaged: {error}", where=path.name, hint="fetch or make it again") from error
+    except OSError as error:
+        raise DataError(f"cannot be read: {error.strerror or error}", where=str(path)) from error
+
+
+def _member(archive_name: str, archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> DataFile:
+    name = f"{archive_name}/{entry.filename}"
+
+    def opened() -> BinaryIO:
+        if entry.flag_bits & 1:
+            raise DataError("this member is encrypted", where=name, hint="unpack the archive first")
+        return cast(BinaryIO, archive.open(entry))
+
+    return DataFile(name, opened)

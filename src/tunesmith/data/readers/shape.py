@@ -1,5 +1,5 @@
-"""Which shape the rows of a file have, found by looking at the first ones; then each row as conversations, or the reason
-why it has none.
+"""Which shape the rows of a file have, found by looking at the first ones; then each row as examples, or the reason why
+it has none.
 
 A shape says in which ways a row may be read (`Reading`); the file's first rows decide which of them is usual there.
 """
@@ -13,27 +13,32 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import orjson
 from pydantic import ValidationError
 
 from tunesmith.data.readers.containers import Row, cut_raw, read_rows
-from tunesmith.data.readers.fields import BadRow, Fields, check_turns, found, kind_of
+from tunesmith.data.readers.fields import BadRow, Fields, Pair, Parsed, Text, Thumb, check_turns, found, kind_of
+from tunesmith.data.readers.source import DataFile, data_file
 from tunesmith.errors import DataError
 from tunesmith.text.jsonl import dump_record
-from tunesmith.types import Conversation, Excluded, Message, Split
+from tunesmith.types import Conversation, Document, Example, Excluded, Labelled, Preference, Split
 
 _NUM_ROWS_LOOKED_AT = 50
+_FEW, _NEARLY_ALL = 0.1, 0.9  # shares of the rows
+_ENOUGH_ROWS = 5  # so many alike are a form, not an accident
 _SPLITS: dict[str, Split] = {"train": "train", "test": "test", "validation": "test"}
 
 
 @dataclass(frozen=True)
 class Reading:
-    """One way to read a row. `parse` returns the conversations in it, one list of messages each."""
+    """One way to read a row. `parse` returns the examples in it."""
 
     label: str  # "question -> answer"
-    parse: Callable[[Fields], list[list[Message]]]
+    parse: Callable[[Fields], Sequence[Parsed]]
     has_reply: bool = True
+    special: Literal["", "weak", "strong"] = ""  # taken where nearly all rows of the file can be read so
 
 
 @dataclass(frozen=True)
@@ -48,15 +53,20 @@ class Shape:
     names: tuple[str, ...]  # field names that belong to this shape, for finding the nearest one
     readings: Callable[[Mapping[str, Any]], list[Reading]]
 
-    def __call__(self, path: Path) -> Iterator[Conversation | Excluded]:
-        return read_file(path, [self])
+    def __call__(self, path: Path) -> Iterator[Example | Excluded]:
+        return read_file(data_file(path), [self])
 
 
-def read_file(path: Path, shapes: Sequence[Shape]) -> Iterator[Conversation | Excluded]:
+def read_file(file: DataFile, shapes: Sequence[Shape]) -> Iterator[Example | Excluded]:
     """Every example of a file whose rows have one of these shapes. DataError where none fits or two do."""
-    rows = read_rows(path)
+    columns = {name for shape in shapes for name in shape.names}
+    return convert_rows(read_rows(file, columns), shapes, file.name)
+
+
+def convert_rows(rows: Iterator[Row | Excluded], shapes: Sequence[Shape], name: str) -> Iterator[Example | Excluded]:
+    """The examples of rows that came from one file, or from files that are read as one. Errors as in read_file."""
     first = list(islice(rows, _NUM_ROWS_LOOKED_AT))
-    shape, reading = _recognise(first, shapes, path.name)
+    shape, reading = _recognise(first, shapes, name)
     for row in chain(first, rows):
         if isinstance(row, Excluded):
             yield row
@@ -82,6 +92,10 @@ def _recognise(first: Sequence[Row | Excluded], shapes: Sequence[Shape], name: s
         raise _two_readings(row, list({r.label: r for r in readings}.values()), [each.name for each in tied])
     # Rows without a reply are read as such only where no row has one.
     readings = [(row, shape.readings(row.value)) for row in rows]
+    special = _special_reading(shape, readings)
+    if special is not None:
+        return shape, special
+    readings = [(row, [reading for reading in several if not reading.special]) for row, several in readings]
     unclear = [(row, several) for row, several in readings if len(several) > 1]
     if 2 * len(unclear) >= count:
         raise _two_readings(unclear[0][0], unclear[0][1], [shape.name])
@@ -91,12 +105,28 @@ def _recognise(first: Sequence[Row | Excluded], shapes: Sequence[Shape], name: s
     return shape, known[label]
 
 
-def _two_readings(row: Row, readings: Sequence[Reading], names: Sequence[str]) -> DataError:
+def _special_reading(shape: Shape, readings: Sequence[tuple[Row, list[Reading]]]) -> Reading | None:
+    """The special reading where nearly all rows have it, None where few have. DataError in between: it could be both."""
+    fitting = [(row, several) for row, several in readings if several]
+    found_there = [(row, several, special) for row, several in fitting for special in several if special.special]
+    if len(found_there) <= _FEW * len(fitting):
+        return None
+    strong = sum(special.special == "strong" for _, _, special in found_there)
+    if len(found_there) >= _NEARLY_ALL * len(fitting) and (
+        strong >= _NEARLY_ALL * len(found_there) or len(found_there) >= _ENOUGH_ROWS
+    ):
+        return found_there[0][2]
+    row, several, _ = found_there[0]
+    raise _two_readings(row, several, [shape.name], f"{len(found_there)} of the first {len(fitting)} rows ")
+
+
+def _two_readings(row: Row, readings: Sequence[Reading], names: Sequence[str], which: str = "the rows ") -> DataError:
     shown = "; or ".join(f"as {reading.label}: {_preview(row.value, reading)}" for reading in readings[:2])
     return DataError(
-        f"the rows can be read in two ways ({' and '.join(names)}): {shown}",
+        f"{which}can be read in two ways ({' and '.join(names)}): {shown}",
         where=row.where,
-        hint="remove or rename the fields that do not belong to the example, or split the file",
+        hint="remove or rename the fields that do not belong to the example, or split the file, or name the form with "
+        "`ingest.format`",
     )
 
 
@@ -126,8 +156,6 @@ def _suggestion(row: Mapping[str, Any], shapes: Sequence[Shape]) -> str:
     lists = [name for name, value in row.items() if isinstance(value, list) and value and isinstance(value[0], dict)]
     if lists:
         return f"{lists[0]!r} holds a list of rows: save that list alone. {_known(shapes)}"
-    if {"chosen", "rejected"} <= row.keys():
-        return f"chosen and rejected are preference pairs, not examples. {_known(shapes)}"
     near = [
         (difflib.SequenceMatcher(a=str(field).strip().lower(), b=name).ratio(), str(field), name, shape)
         for field in row
@@ -144,23 +172,20 @@ def _known(shapes: Sequence[Shape]) -> str:
     return "known forms: " + "; ".join(shape.fields for shape in shapes)
 
 
-def _convert(row: Row, shape: Shape, usual: Reading) -> Iterator[Conversation | Excluded]:
-    """The conversations of one row, or the reason why it has none. `usual` is how the file's rows are read."""
+def _convert(row: Row, shape: Shape, usual: Reading) -> Iterator[Example | Excluded]:
+    """The examples of one row, or the reason why it has none. `usual` is how the file's rows are read."""
     try:
         if not isinstance(row.value, dict):
             raise BadRow("wrong_type", None, f"the row is {kind_of(row.value)}, expected an object with {shape.fields}")
         reading = _reading_of(row.value, shape, usual)
         fields = Fields(row.value)
         common = _take_common(fields)
-        turns = reading.parse(fields)
-        for messages in turns:
-            check_turns(messages)
-        metadata = {**_json_values(fields.rest()), **common.pop("metadata")}
-        conversations = [Conversation(messages=m, source=row.where, metadata=dict(metadata), **common) for m in turns]
-        for conversation in conversations:
-            dump_record(
-                conversation
-            )  # what cannot be written later (half a surrogate pair) is found here, with its row
+        parsed = reading.parse(fields)
+        common["metadata"] = {**_json_values(fields.rest()), **common["metadata"]}
+        examples = [_example(each, source=row.where, **common) for each in parsed]
+        if not _surely_writable(row.value):
+            for example in examples:
+                dump_record(example)  # what cannot be written later is found here, with its row
     except BadRow as bad:
         yield Excluded(reason=bad.reason, detail=bad.detail, where=row.where, field=bad.field, raw=cut_raw(row.value))
     except DataError as error:
@@ -171,10 +196,34 @@ def _convert(row: Row, shape: Shape, usual: Reading) -> Iterator[Conversation | 
         yield Excluded(reason="wrong_type", detail=first["msg"], where=row.where, field=field, raw=cut_raw(row.value))
     else:
         # Several examples of one task are one origin: a split must not cut them apart.
-        for conversation in conversations:
+        for example in examples:
             if not common["origin"]:
-                conversation.origin = conversations[0].id
-            yield conversation
+                example.origin = examples[0].id
+            yield example
+
+
+def _surely_writable(value: Any) -> bool:
+    """False where a value may have no JSON form: half a surrogate pair, maybe escaped in a cell of JSON, or no finite number.
+    Writing a row to see costs a third of reading it, so rows that are plainly sound are spared it."""
+    try:
+        text = orjson.dumps(value)
+    except TypeError:
+        return False
+    return b"\\ud" not in text and b"null" not in text
+
+
+def _example(parsed: Parsed, **common: Any) -> Example:
+    common["metadata"] = dict(common["metadata"])
+    if isinstance(parsed, Pair):
+        answers = {"chosen": parsed.chosen, "rejected": parsed.rejected, "scores": parsed.scores}
+        return Preference(prompt=parsed.prompt, **answers, **common)
+    if isinstance(parsed, Thumb):
+        check_turns(parsed.prompt)
+        return Labelled(prompt=parsed.prompt, reply=parsed.reply, desirable=parsed.desirable, **common)
+    if isinstance(parsed, Text):
+        return Document(text=parsed.text, **common)
+    check_turns(parsed)
+    return Conversation(messages=parsed, **common)
 
 
 def _reading_of(row: Mapping[str, Any], shape: Shape, usual: Reading) -> Reading:
@@ -182,6 +231,9 @@ def _reading_of(row: Mapping[str, Any], shape: Shape, usual: Reading) -> Reading
     if not readings:
         missing = next((name for name in shape.names if name in usual.label.split(" -> ") and name not in row), None)
         raise BadRow("missing_field", missing, f"expected {shape.fields}; the row has: {found(row)}")
+    if usual.special and not any(reading.label == usual.label for reading in readings):
+        detail = f"the rows of this file are read as {usual.label}, and this one cannot be"
+        raise BadRow("bad_turns", usual.label.split()[-1], detail)
     if len(readings) > 1:
         same = [reading for reading in readings if reading.label == usual.label]
         if not same:
@@ -198,7 +250,7 @@ def _take_common(fields: Fields) -> dict[str, Any]:
     """The fields every shape may have: id, split, origin (or group), licence (or license), metadata."""
     metadata = fields.take("metadata") or {}
     if isinstance(metadata, str):
-        metadata = {"metadata": metadata}
+        metadata = _cell_of_json(metadata)
     if not isinstance(metadata, dict):
         raise BadRow("wrong_type", "metadata", f"field 'metadata' is {kind_of(metadata)}, expected an object")
     row_id = fields.take("id")
@@ -215,6 +267,15 @@ def _take_common(fields: Fields) -> dict[str, Any]:
         "origin": origin,
         "licence": licence or None,
     }
+
+
+def _cell_of_json(text: str) -> Any:
+    """What a table's cell holds: an object written as JSON, or a word of its own."""
+    try:
+        value = json.loads(text)
+    except ValueError:
+        value = None
+    return value if isinstance(value, dict) else {"metadata": text}
 
 
 def _label(fields: Fields, name: str) -> str:

@@ -6,11 +6,13 @@ Refuses to know what the columns mean.
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator
-from pathlib import Path
+import io
+import shutil
+import tempfile
+from collections.abc import Collection, Iterator
 from typing import Any
 
-from tunesmith.data.readers.source import read_lines
+from tunesmith.data.readers.source import DataFile, open_bytes, read_lines
 from tunesmith.errors import DataError, MissingExtra
 from tunesmith.types import Excluded
 
@@ -29,24 +31,38 @@ def sniff_delimiter(text: str) -> str | None:
     return best if len(names) > 0 and all(len(name) <= 64 for name in names) else None
 
 
-def read_table(path: Path) -> Iterator[tuple[str, dict[str, Any] | Excluded]]:
+def looks_like_table(text: str, columns: Collection[str]) -> bool:
+    """Whether a text file without a telling name is a table: its first line is a header that has one of these columns,
+    and its second line has as many cells."""
+    lines = text.split("\n")[:2]
+    delimiter = sniff_delimiter(lines[0])
+    if delimiter is None or len(lines) < 2:
+        return False
+    names = _columns(lines[0], delimiter)
+    if len(names) < 2 or not set(names) & set(columns) or any(len(name.split()) > 3 for name in names):
+        return False
+    cells = next(csv.reader([lines[1]], delimiter=delimiter), [])
+    return len(cells) == len(names) or '"' in lines[1]  # a quoted cell may go on in the next line
+
+
+def read_table(file: DataFile) -> Iterator[tuple[str, dict[str, Any] | Excluded]]:
     """(file:line, cells by column) of each row; a row with too many or too few cells comes as Excluded.
 
     A column without a name (a saved index) is left out. DataError for columns of the same name and for a quote that
     never closes.
     """
-    lines = _Counted(read_lines(path))
+    lines = _Counted(read_lines(file))
     first = next(lines, "")
     delimiter = sniff_delimiter(first) or ","
     csv.field_size_limit(_MAX_CELL_CHARACTERS)
     names = _columns(first, delimiter)
     twice = next((name for name in names if name and names.count(name) > 1), None)
     if twice:
-        raise DataError(f"two columns are named {twice!r}", where=f"{path.name}:1", hint="rename one of them")
+        raise DataError(f"two columns are named {twice!r}", where=f"{file.name}:1", hint="rename one of them")
     reader = csv.reader(lines, delimiter=delimiter, strict=True)
     while True:
         number = lines.count + 1
-        where = f"{path.name}:{number}"
+        where = f"{file.name}:{number}"
         try:
             cells = next(reader)
         except StopIteration:
@@ -72,21 +88,28 @@ def read_table(path: Path) -> Iterator[tuple[str, dict[str, Any] | Excluded]]:
         yield where, {name: cell for name, cell in zip(names, cells, strict=True) if name}
 
 
-def read_parquet(path: Path) -> Iterator[dict[str, Any]]:
+def read_parquet(file: DataFile) -> Iterator[dict[str, Any]]:
     """Cells by column of each row, one batch in memory at a time. MissingExtra without pyarrow."""
     try:
         import pyarrow as arrow
         import pyarrow.parquet as parquet
     except ImportError:
-        raise MissingExtra("pyarrow", "data", f"reading the parquet file {path.name}") from None
+        raise MissingExtra("pyarrow", "data", f"reading the parquet file {file.name}") from None
     try:
-        with parquet.ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=1024):
+        with tempfile.TemporaryFile() as copy, open_bytes(file) as packed:
+            # A packed file cannot be read from its end, where parquet keeps its table of contents.
+            plain = packed if isinstance(packed, io.BufferedReader) else copy
+            if plain is copy:
+                shutil.copyfileobj(packed, copy)
+                copy.seek(0)
+            for batch in parquet.ParquetFile(plain).iter_batches(batch_size=1024):
                 for row in batch.to_pylist():
                     yield {_column_name(name): cell for name, cell in row.items() if _column_name(name)}
+    except DataError:
+        raise
     except (arrow.ArrowException, OSError, ValueError) as error:  # ValueError: names or texts that are not UTF-8
         raise DataError(
-            f"the parquet file is damaged: {error}", where=path.name, hint="fetch or make it again"
+            f"the parquet file is damaged: {error}", where=file.name, hint="fetch or make it again"
         ) from error
 
 

@@ -53,6 +53,8 @@ def parse_turn(turn: Any, number: int) -> Message:
         suggestion = f"did you mean {close!r}?" if close else f"expected one of {', '.join(ROLES)}"
         raise BadRow("bad_turns", place, f"{place} has the unknown role {role_name!r}; {suggestion}")
     calls = _tool_calls(turn.get("tool_calls"), place)
+    if calls is None and turn.get("function_call"):  # the form before tool calls
+        calls = _call(turn["function_call"], place).tool_calls
     reasoning = turn.get("reasoning", turn.get("reasoning_content"))
     return Message(
         role=role,
@@ -87,6 +89,11 @@ def _content(turn: dict[str, Any], place: str, *, may_be_missing: bool) -> str:
 
 
 def _tool_calls(calls: Any, place: str) -> list[dict[str, Any]] | None:
+    if isinstance(calls, str):  # a cell of a table
+        try:
+            calls = json.loads(calls)
+        except ValueError:
+            raise BadRow("wrong_type", place, f"the tool_calls of {place} are text that is no JSON") from None
     if not calls:
         return None
     if not isinstance(calls, list) or not all(isinstance(call, dict) for call in calls):

@@ -1,0 +1,76 @@
+"""Filters of rows: each keeps a row, keeps it changed, or excludes it with (reason, what was found and expected).
+
+FIELD_FILTERS are switched by the plain fields of `curate`, in this order: (section, task) -> filter, or None where the
+recipe does not ask for it. FILTERS are listed in `curate.filters`: (options, FilterContext) -> filter. A filter may hold
+state: build it anew for each pass over the rows. Adding one is a function in the module of its family, a line here, its
+options in recipe_filters.py and a line in docs/filters.md.
+"""
+
+from __future__ import annotations
+
+from tunesmith.protocols import Filter, FilterContext, SetFilter
+from tunesmith.recipe import Curate
+from tunesmith.recipe_filters import FilterOptions
+from tunesmith.registry import Registry
+from tunesmith.types import Task
+
+_HERE = "tunesmith.data.filters"
+
+FIELD_FILTERS = Registry(
+    "filter",
+    {
+        "no_reply": f"{_HERE}.fields:no_reply",
+        "length": f"{_HERE}.fields:length",
+        "blacklist": f"{_HERE}.fields:blacklist",
+        "schema": f"{_HERE}.fields:schema",
+        "duplicate": f"{_HERE}.fields:duplicate",
+    },
+)
+
+FILTERS = Registry(
+    "filter",
+    {
+        "length": f"{_HERE}.lengths:length",
+        "char_length": f"{_HERE}.lengths:char_length",
+        "token_length": f"{_HERE}.lengths:TokenLength",
+        "blacklist": f"{_HERE}.wording:blacklist",
+        "program_start": f"{_HERE}.wording:program_start",
+        "bad_start": f"{_HERE}.wording:bad_start",
+        "refusal": f"{_HERE}.wording:refusal",
+        "vendor": f"{_HERE}.wording:vendor",
+        "no_input": f"{_HERE}.wording:no_input",
+        "echo": f"{_HERE}.repetition:echo",
+        "repeated_sentences": f"{_HERE}.repetition:repeated_sentences",
+        "repeated_digits": f"{_HERE}.repetition:repeated_digits",
+        "lint": f"{_HERE}.linting:lint",
+        "alternate_roles": f"{_HERE}.turns:alternate_roles",
+        "min_turns": f"{_HERE}.turns:min_turns",
+        "model": f"{_HERE}.sources:model",
+        "classes": f"{_HERE}.sources:classes",
+        "language": f"{_HERE}.language:language",
+        "pii": f"{_HERE}.privacy:pii",
+        "toxicity": f"{_HERE}.toxicity:Toxicity",
+        "exact": f"{_HERE}.likeness:exact",
+        "conflicting": f"{_HERE}.likeness:Conflicting",
+        "bm25": f"{_HERE}.bm25:bm25",
+        "rouge_l": f"{_HERE}.likeness:RougeL",
+        "minhash": f"{_HERE}.likeness:NearCopies",
+        "semantic": f"{_HERE}.likeness:SameMeaning",
+        "perplexity": f"{_HERE}.likelihood:Perplexity",
+        "ifd": f"{_HERE}.likelihood:InstructionDifficulty",
+        "alpagasus": f"{_HERE}.judged:Alpagasus",
+        "deita": f"{_HERE}.judged:Deita",
+        "yes_no": f"{_HERE}.judged:YesNo",
+    },
+)
+
+
+def build_field_filters(section: Curate, task: Task) -> dict[str, Filter]:
+    """The filters that the plain fields switch on, by name, in order."""
+    built = {name: FIELD_FILTERS.load(name)(section, task) for name in FIELD_FILTERS}
+    return {name: each for name, each in built.items() if each is not None}
+
+
+def build_filter(options: FilterOptions, ctx: FilterContext) -> Filter | SetFilter:
+    """One listed filter."""
+    return FILTERS.load(options.name, where="recipe.curate.filters")(options, ctx)

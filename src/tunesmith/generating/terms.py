@@ -1,0 +1,115 @@
+"""Whose terms a generated row stands under: those of the teacher that wrote it and of the examples it was made from.
+
+The table is data with a date. What it does not know is unknown, never allowed by silence.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from typing import Any
+from urllib.parse import urlsplit
+
+import yaml
+
+from tunesmith.errors import DataError, RecipeError
+from tunesmith.recipe import Generate, TeacherSection
+from tunesmith.types import Conversation
+
+_NOT_FOR_TRADE = re.compile(r"\bnc\b|non-?commercial|research[- ]only|academic", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Terms:
+    """may_train: yes, with_conditions, no_competitors, no or unknown. licence: of the teacher's answers, None = unknown."""
+
+    may_train: str
+    source: str
+    licence: str | None = None
+
+    @property
+    def allow_trade(self) -> bool:
+        """Whether a model trained on the answers may be sold, as far as these terms go."""
+        return self.may_train in ("yes", "with_conditions")
+
+
+def terms_of(section: TeacherSection, *, weights_licence: str | None, stated: str | None) -> Terms:
+    """The terms of a teacher. `stated` (generate.outputs_licence) goes before the table; weights_licence: licence of a
+    local teacher's model."""
+    table = _table()
+    if stated is not None:
+        found = _by_licence(stated)
+        return Terms(found.may_train if found else "yes", "stated in the recipe", stated)
+    if section.kind == "local":
+        found = _by_licence(weights_licence or "")
+        return found or Terms("unknown", f"licence of the weights: {weights_licence or 'not stated'}", weights_licence)
+    if section.kind == "scripted":
+        return Terms("unknown", "a script")
+    host = urlsplit(section.base_url).hostname or ""
+    entry = table["hosts"].get(host)
+    if entry is None:
+        return Terms("unknown", f"{host} is not in the table of {table['date']}")
+    return Terms(entry["may_train"], f"{entry['source']}; table of {table['date']}")
+
+
+def require_trade(options: Generate, terms: Sequence[Terms]) -> None:
+    """RecipeError where the recipe demands commercial use and a teacher's terms do not grant it."""
+    for one in terms if options.require_commercial_use else ():
+        if not one.allow_trade:
+            raise RecipeError(
+                f"the teacher's terms do not allow training a model for commercial use: {one.may_train} ({one.source})",
+                where="recipe.generate.require_commercial_use",
+                hint="choose a teacher under an open licence; where you know the terms of your own server's model, say so "
+                "with `generate.outputs_licence`",
+            )
+
+
+def seeds_for(options: Generate, seeds: Sequence[Conversation]) -> list[Conversation]:
+    """The seeds that may be shown: all, or where commercial use is demanded those whose licence is stated and allows it.
+
+    Raises DataError where seeds are at hand and none may be shown.
+    """
+    if not options.require_commercial_use:
+        return list(seeds)
+    allowed = [seed for seed in seeds if seed.licence and not _NOT_FOR_TRADE.search(seed.licence)]
+    if seeds and not allowed:
+        found = ", ".join(sorted({seed.licence or "no licence" for seed in seeds}))
+        raise DataError(
+            f"commercial use is demanded, and no example is known to allow it (found: {found})",
+            where="recipe.ingest.licence",
+            hint="state the licence of your files with `ingest.licence` (own work: `proprietary`)",
+        )
+    return allowed
+
+
+class Stamp:
+    """Writes licence and terms into rows: the licences of the seeds they name, and the teacher's."""
+
+    def __init__(self, terms: Sequence[Terms], seeds: Sequence[Conversation]) -> None:
+        self._licences = [one.licence for one in terms if one.licence]
+        order = ("no", "unknown", "no_competitors", "with_conditions", "yes")
+        self._strictest = min((one.may_train for one in terms), key=order.index)
+        self._by_seed = {seed.id: seed.licence for seed in seeds if seed.licence}
+
+    def __call__(self, row: Conversation) -> Conversation:
+        """The row with `licence` (several joined by " AND ") and metadata.teacher_may_train."""
+        given = [self._by_seed[seed] for seed in row.metadata.get("seeds", ()) if seed in self._by_seed]
+        licences = list(dict.fromkeys([*given, *self._licences]))
+        metadata: dict[str, Any] = {**row.metadata, "teacher_may_train": self._strictest}
+        return row.model_copy(update={"licence": " AND ".join(licences) or None, "metadata": metadata})
+
+
+def _by_licence(licence: str) -> Terms | None:
+    for entry in _table()["licences"]:
+        if re.search(entry["match"], licence, re.IGNORECASE):
+            return Terms(entry["may_train"], f"{entry['source']}; table of {_table()['date']}", licence)
+    return None
+
+
+@cache
+def _table() -> Mapping[str, Any]:
+    text = (files("tunesmith.generating") / "teacher_terms.yaml").read_text(encoding="utf-8")
+    return yaml.safe_load(text)

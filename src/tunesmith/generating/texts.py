@@ -1,0 +1,136 @@
+"""Answers that are no rows: one text, a list of texts, a verdict, a transcript of two speakers."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+from tunesmith.generating.parsing import Broken, without_thoughts
+from tunesmith.types import Message
+
+_FENCE = re.compile(r"\A```[\w+-]*\n(?P<inside>.*)\n```\Z", re.DOTALL)
+_NUMBER = re.compile(r"^[ \t]*(?:#+[ \t]*)?(?:\d+[ \t]*[.):、．]|[-*•])[ \t]*")
+_LEAD = re.compile(
+    r"\A(?:(?:new |rewritten |created )?(?:instruction|prompt|question|task|translation|answer)|指令|问题|译文|回答|答案)"
+    r"\s*[:：]\s*",
+    re.IGNORECASE,
+)
+_QUOTES = {'"': '"', "“": "”", "'": "'", "「": "」"}
+_VERDICT = re.compile(r"\b(yes|no|true|false|equal|not equal)\b|(不相等|不是|相等|是|否)", re.IGNORECASE)
+_TRUE = {"yes", "true", "equal", "是", "相等"}
+_SPEAKER = re.compile(
+    r"^[ \t>*#\[]*(?P<name>human|user|assistant|ai|bot|用户|人类|助手|机器助手)[ \t]*\**\]?[ \t]*\**[ \t]*[:：]\**[ \t]*",
+    re.MULTILINE | re.IGNORECASE,
+)
+_PEOPLE = {"human", "user", "用户", "人类"}
+
+
+def plain_text(text: str) -> str:
+    """An answer that is one text, without thoughts, an outer code fence, a label before it and quotes around it."""
+    body = without_thoughts(text)
+    if (fence := _FENCE.match(body)) and "```" not in fence["inside"]:
+        body = fence["inside"].strip()
+    body = _LEAD.sub("", body).strip()
+    if len(body) > 1 and _QUOTES.get(body[0]) == body[-1] and body[0] not in body[1:-1] and body[-1] not in body[1:-1]:
+        body = body[1:-1].strip()
+    return body
+
+
+def list_of_texts(text: str, *, cut: bool) -> list[str | Broken]:
+    """An answer that is a list: a JSON array of strings, or one text a line, numbered or not. The last one of an answer
+    that was cut is broken."""
+    body = without_thoughts(text)
+    if (values := _json_strings(body)) is not None:
+        return list(values)
+    lines = [line for line in body.splitlines() if line.strip() and not line.strip().startswith("```")]
+    if any(_NUMBER.match(line) for line in lines):  # a line before the first number is an introduction
+        lines = [line for line in lines if _NUMBER.match(line)]
+    found: list[str | Broken] = []
+    for line in lines:
+        bare = _NUMBER.sub("", line).strip().rstrip(",").strip()
+        bare = plain_text(bare) if bare else ""
+        if bare and bare not in ("[", "]"):
+            found.append(bare)
+    if cut and found:
+        found[-1] = Broken("cut_off", "the answer ended in the middle of this text", str(found[-1]))
+    return found or [Broken("cut_off" if cut and body else "unreadable", "the answer holds no list of texts", text)]
+
+
+def verdict(text: str) -> bool | None:
+    """The first yes or no of an answer; None where there is none."""
+    found = _VERDICT.search(without_thoughts(text))
+    return None if found is None else found.group().lower() in _TRUE
+
+
+def transcript(text: str, *, cut: bool) -> list[Message] | Broken:
+    """A dialogue written as `User: ...` and `Assistant: ...`, or as JSON messages. The last turn of a cut answer goes,
+    and so does a last turn that nobody answers. Broken where no whole exchange is left, or speakers do not alternate."""
+    body = without_thoughts(text)
+    turns = _json_turns(body) if body[:1] in "[{" else None
+    if turns is None:
+        turns = _labelled_turns(body)
+    if cut and turns:
+        turns.pop()
+    if turns and turns[-1].role == "user":
+        turns.pop()
+    if not turns:
+        reason = "cut_off" if cut and body else "unreadable"
+        return Broken(reason, "the answer holds no whole exchange of `User:` and `Assistant:`", text)
+    for number, turn in enumerate(turns):
+        expected = "user" if number % 2 == 0 else "assistant"
+        if turn.role != expected:
+            return Broken("bad_turns", f"turn {number} is the {turn.role}'s, expected the {expected}'s", text)
+        if not turn.content:
+            return Broken("empty", f"turn {number} is empty", text)
+    return turns
+
+
+def _labelled_turns(body: str) -> list[Message]:
+    labels = list(_SPEAKER.finditer(body))
+    ends = [label.start() for label in labels[1:]] + [len(body)] * bool(labels)
+    return [
+        Message(
+            role="user" if label["name"].lower() in _PEOPLE else "assistant",
+            content=body[label.end() : end].strip(" \t\n*"),
+        )
+        for label, end in zip(labels, ends, strict=True)
+    ]
+
+
+def _json_turns(body: str) -> list[Message] | None:
+    try:
+        value: Any = json.loads(body)
+    except (ValueError, RecursionError):
+        return None
+    if isinstance(value, dict):
+        value = next((part for part in value.values() if isinstance(part, list)), None)
+    if not isinstance(value, list):
+        return None
+    turns: list[Message] = []
+    for item in value:
+        if not isinstance(item, dict):
+            return None
+        if isinstance(item.get("user"), str) and isinstance(item.get("assistant"), str):  # one exchange
+            turns.append(Message(role="user", content=item["user"].strip()))
+            turns.append(Message(role="assistant", content=item["assistant"].strip()))
+            continue
+        role = str(item.get("role") or item.get("from") or "").lower()
+        content = item.get("content") or item.get("value") or item.get("text")
+        if not role or not isinstance(content, str):
+            return None
+        turns.append(Message(role="user" if role in _PEOPLE else "assistant", content=content.strip()))
+    return turns
+
+
+def _json_strings(body: str) -> list[str] | None:
+    start, end = body.find("["), body.rfind("]")
+    if start == -1 or end < start:
+        return None
+    try:
+        value: Any = json.loads(body[start : end + 1], strict=False)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(value, list) or not value or not all(isinstance(item, str) for item in value):
+        return None
+    return [text for item in value if (text := item.strip())]

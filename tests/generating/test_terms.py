@@ -1,0 +1,56 @@
+"""Whose terms a row stands under."""
+
+from __future__ import annotations
+
+import pytest
+
+from generating.workbench import seed
+from tunesmith.errors import DataError, RecipeError
+from tunesmith.generating.terms import Stamp, Terms, require_trade, seeds_for, terms_of
+from tunesmith.recipe import Generate, TeacherSection
+
+LOCAL = TeacherSection(kind="local", model="m")
+
+
+def options(**changes) -> Generate:
+    return Generate(teacher=LOCAL, require_commercial_use=True, **changes)
+
+
+@pytest.mark.parametrize(
+    ("licence", "may_train"),
+    [("apache-2.0 upstream; the packages declare none", "yes"), ("MIT", "yes"), ("llama3.1", "with_conditions"),
+     ("llama2", "no"), ("Llama-3-community", "no"), ("cc-by-nc-4.0", "no"), ("gemma", "with_conditions"),
+     ("not stated", "unknown"), (None, "unknown")],
+)  # fmt: skip
+def test_the_licence_of_the_weights_decides_for_a_local_teacher(licence: str | None, may_train: str) -> None:
+    assert terms_of(LOCAL, weights_licence=licence, stated=None).may_train == may_train
+
+
+def test_an_endpoint_is_looked_up_by_its_host_and_unknown_is_never_allowed() -> None:
+    known = terms_of(TeacherSection(), weights_licence=None, stated=None)
+    own = terms_of(TeacherSection(base_url="http://127.0.0.1:8000/v1"), weights_licence=None, stated=None)
+    assert (known.may_train, own.may_train) == ("no_competitors", "unknown")
+    assert "2026" in known.source
+    for one in (known, own):
+        with pytest.raises(RecipeError, match=one.may_train) as caught:
+            require_trade(options(), [one])
+        assert "outputs_licence" in str(caught.value.hint)
+    stated = terms_of(TeacherSection(base_url="http://127.0.0.1:8000/v1"), weights_licence=None, stated="apache-2.0")
+    require_trade(options(), [stated])
+
+
+def test_examples_that_exclude_trade_or_state_nothing_are_not_shown() -> None:
+    rows = [seed("a", "b", licence="cc-by-nc-4.0"), seed("c", "d", licence="cc0-1.0"), seed("e", "f")]
+    assert seeds_for(options(), rows) == rows[1:2]
+    assert seeds_for(Generate(teacher=LOCAL), rows) == rows
+    with pytest.raises(DataError, match=r"found: cc-by-nc-4\.0, no licence"):
+        seeds_for(options(), [rows[0], rows[2]])
+
+
+def test_a_row_carries_the_licences_of_its_seeds_and_the_strictest_terms() -> None:
+    seeds = [seed("a", "b", licence="cc0-1.0"), seed("c", "d", licence="cc-by-4.0")]
+    stamp = Stamp([Terms("yes", "x", "apache-2.0"), Terms("no_competitors", "y")], seeds)
+    row = stamp(seed("new", "row", metadata={"seeds": [seeds[1].id]}))
+    assert row.licence == "cc-by-4.0 AND apache-2.0"
+    assert row.metadata["teacher_may_train"] == "no_competitors"
+    assert Stamp([Terms("unknown", "z")], [])(seed("new", "row")).licence is None
