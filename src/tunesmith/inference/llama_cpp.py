@@ -14,8 +14,8 @@ import os
 import secrets
 import signal
 import tempfile
-import time
 import threading
+import time
 from collections import OrderedDict, deque
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
