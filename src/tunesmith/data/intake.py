@@ -1,4 +1,4 @@
-"""Examples on their way in: kept on disk, with 26 bytes of each in memory, while it is decided which are held out.
+"""Examples on their way in: kept on disk, with about 34 bytes of each in memory, while it is decided which are held out.
 
 A split needs to have seen every row, and the rows may not fit into memory. So they go to a scratch file as they are read;
 their ids, origins, prompts and splits stay here as numbers; then they are read again with what was decided. Refuses to know

@@ -131,7 +131,7 @@ def wordllama_embedder() -> Embed:
         import wordllama
     except ImportError as error:
         raise MissingExtra("wordllama", "semantic", "embedding texts") from error
-    model = wordllama.WordLlama.load(cache_dir=Path(wordllama.__file__).parent, disable_download=True)
+    model = wordllama.WordLlama.load(cache_dir=Path(str(wordllama.__file__)).parent, disable_download=True)
 
     def embed(texts: Sequence[str]) -> np.ndarray:
         return _to_length_one(np.asarray(model.embed(list(texts)), np.float32))

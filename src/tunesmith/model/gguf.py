@@ -10,6 +10,7 @@ import json
 import logging
 from collections.abc import Generator
 from contextlib import contextmanager, redirect_stderr
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,15 @@ ARCHITECTURES = ("llama", "qwen2")  # those whose conversion is tested here
 
 def read_gguf_metadata(path: Path) -> dict[str, Any]:
     """Key -> value of a GGUF file, without token and merge lists; with `num_parameters` and `context_length` added. ModelError where the file is damaged."""
+    try:
+        stat = path.stat()
+    except OSError as error:
+        raise ModelError(f"cannot be read: {error.strerror}", where=str(path)) from error
+    return dict(_read_metadata(path, stat.st_size, stat.st_mtime_ns))
+
+
+@lru_cache(maxsize=4)  # its reader takes seconds, and a conversion asks several times
+def _read_metadata(path: Path, size_bytes: int, modified_ns: int) -> dict[str, Any]:
     from gguf import GGUFReader
 
     with path.open("rb") as stream:

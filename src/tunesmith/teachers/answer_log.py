@@ -16,7 +16,7 @@ from tunesmith.text.jsonl import RecordLog
 
 _SYNC_SECONDS = 0.25
 """All lines of this time share one fsync, made in a thread. A killed process loses nothing either way; only a power cut
-can lose what was not synced. Grouping the writes too was measured: a write costs less than waiting for a group."""
+can lose what was not synced. Each line is one write: grouping the writes as well brought nothing that could be measured."""
 
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 

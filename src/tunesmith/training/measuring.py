@@ -38,6 +38,10 @@ def measure_losses(
     """
     device = next(model.parameters()).device
     weight, bias = output_head(model)
+    weight, bias = (
+        weight.detach(),
+        bias if bias is None else bias.detach(),
+    )  # a loss forms the gradients it is asked for
     losses: dict[int, TokenLoss] = {}
     with varlen_forward(model):
         for indices in _groups(samples):
