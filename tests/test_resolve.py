@@ -184,7 +184,8 @@ def test_a_secret_in_a_recipe_is_refused_and_not_repeated(tmp_path: Path, field:
 
 def test_a_usual_variable_name_is_accepted(tmp_path: Path) -> None:
     for name in ("OPENAI_API_KEY", "key", "MY_TEACHERS_KEY_2", "AZURE_OPENAI_4O_MINI_KEY"):
-        load_recipe(write(tmp_path, GOOD + f"generate:\n  teacher:\n    api_key_env: {name}\n"))
+        found = load_recipe(write(tmp_path, GOOD + f"generate:\n  teacher:\n    api_key_env: {name}\n")).recipe
+        assert found.generate is not None and found.generate.teacher.api_key_env == name
 
 
 def test_a_model_folder_is_relative_to_the_recipe_like_every_file(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ the data or the machine decides. What cannot change a result beyond rounding liv
 
 from __future__ import annotations
 
+import os
 import re
 from typing import Annotated, Any, Literal
 
@@ -443,6 +444,13 @@ class Runtime(Section):
 
     num_threads: int | Auto = "auto"
     """CPU threads; auto = the cores this process may use."""
+
+    @property
+    def usable_threads(self) -> int:
+        """num_threads, with auto resolved on this machine."""
+        if self.num_threads != "auto":
+            return self.num_threads
+        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
     micro_batch_size: int | Auto = "auto"
     """Packs per forward pass on one device; auto = 1 on a CPU, what fits on a GPU."""

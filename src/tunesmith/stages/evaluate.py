@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import os
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -178,8 +177,7 @@ def _choose(rows: list[Conversation], section: Evaluate) -> list[Conversation]:
 
 
 def _set_threads(runtime: Runtime) -> None:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    torch.set_num_threads(cores if runtime.num_threads == "auto" else runtime.num_threads)
+    torch.set_num_threads(runtime.usable_threads)
 
 
 def _load_tuned(job: _Job, device: str, dtype: torch.dtype) -> Any:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import os
 import shutil
 from collections import Counter
 from contextlib import suppress
@@ -104,9 +103,7 @@ def _open(section: Export, inputs: Inputs, out_dir: Path, ctx: Context) -> _Job:
     renderer = Renderer.for_model(base_dir, template)
     check_template(checkpoint.facts["template_digest"], renderer, where=str(template_path))
     rows = read_records(curated.file("test.jsonl"), Conversation)
-    threads = ctx.runtime.num_threads
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    num_threads = cores if threads == "auto" else threads
+    num_threads = ctx.runtime.usable_threads
     torch.set_num_threads(num_threads)
     (out_dir / "scratch").mkdir(exist_ok=True)
     return _Job(

@@ -4,7 +4,6 @@ tokenizer that counts. Brings teachers, models and inference together for the fi
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -43,8 +42,7 @@ class FilterTools:
     @cached_property
     def num_threads(self) -> int:
         """Threads that loops over many rows may use."""
-        wanted = self._ctx.runtime.num_threads
-        return len(os.sched_getaffinity(0)) if wanted == "auto" else int(wanted)
+        return self._ctx.runtime.usable_threads
 
     def facts(self) -> dict[str, Any]:
         """The judge's identity, requests and cost; {} where none was asked. Settles the ledger: call it when all is asked."""

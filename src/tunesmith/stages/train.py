@@ -5,7 +5,6 @@ Wiring only: how a step works is training/loop.py's, what an adapter is model/ad
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -102,8 +101,7 @@ def _read_samples(tokenized: Artifact) -> Samples:
 def _threads(runtime: Runtime) -> Generator[None]:
     """torch's threads while the stage runs: what the recipe says, or the cores this process may use."""
     before = torch.get_num_threads()
-    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    torch.set_num_threads(available if runtime.num_threads == "auto" else runtime.num_threads)
+    torch.set_num_threads(runtime.usable_threads)
     try:
         yield
     finally:
