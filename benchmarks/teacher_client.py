@@ -6,11 +6,17 @@
 
 The endpoint is a process of its own, pinned to the second core; each client is a process of its own, pinned to the first,
 in alternation. It answers each chat completion after --latency-ms with 1 KB, and --refuse of the requests with a 429 and
-`retry-after: 1`, drawn from a fixed seed. Ours is the whole client as a run uses it: key, budget, marks of what went out,
-and every answer written to the ledger before it counts. A peer without a path is skipped, saying so.
+`retry-after: 1`, drawn from a fixed seed. First the endpoint is measured alone, by a client that only writes and counts.
 
-The ideal rate is in_flight / latency. Peers install with pip into environments of their own:
-openai, litellm, bespokelabs-curator, "distilabel[openai]" requests.
+Ours is the whole client as a run uses it: key, budget, marks of what went out, every answer written to the ledger before it
+counts, and, as in a run, a quarter more requests at hand than may be in flight. A peer has as many askers as requests in flight:
+it has no bound of its own. A peer without a path is skipped, saying so.
+
+Two rates: of the whole run, which begins with a thousand connections and ends with the last pause of a refused request, and
+of the middle 80 % of the answers. The ideal is in_flight / latency. What refusals cost is the middle rate with them over
+the middle rate without them.
+
+Peers install with pip into environments of their own: openai, litellm, bespokelabs-curator, "distilabel[openai]" requests.
 """
 
 from __future__ import annotations
@@ -40,11 +46,13 @@ async def main():
     teacher = OpenAITeacher(model="mock", endpoints=[Endpoint(url, "sk-x", Price(0.15, 0.6))], concurrency=in_flight,
         timeout_seconds=120, max_retries=20, requests_per_minute=None, tokens_per_minute=None, notify=said.append)
     ledger = Ledger(folder / "answers.jsonl")
-    client = LedgerClient(teacher, ledger, concurrency=in_flight, budget_usd=1e6, max_requests=None, where="benchmark")
+    at_hand = in_flight * 5 // 4
+    client = LedgerClient(teacher, ledger, concurrency=at_hand, budget_usd=1e6, max_requests=None, where="benchmark")
     system = Message(role="system", content="You write short answers to questions about words. " * 4)
     sampling = SamplingParams(max_tokens=300, temperature=1.0)
     numbers = iter(range(num))
     failed = 0
+    times = []
 
     async def asker():
         nonlocal failed
@@ -52,13 +60,15 @@ async def main():
             question = Message(role="user", content=f"Question {i}: what stands beside the tree?")
             answer = await client.ask(TeacherRequest(messages=(system, question), sampling=sampling, sample_index=i))
             failed += answer.finish_reason == "error"
+            times.append(time.perf_counter())
 
     started, cpu = time.perf_counter(), time.process_time()
-    await asyncio.gather(*(asker() for _ in range(in_flight)))
+    await asyncio.gather(*(asker() for _ in range(at_hand)))
     seconds, cpu = time.perf_counter() - started, time.process_time() - cpu
     await client.aclose()
     ledger.close()
-    print(json.dumps({"seconds": seconds, "cpu_seconds": cpu, "failed": failed, "said": said[:5],
+    middle = 0.8 * num / (times[num * 9 // 10] - times[num // 10])
+    print(json.dumps({"seconds": seconds, "cpu_seconds": cpu, "failed": failed, "said": said[:5], "middle": middle,
         "memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}))
 
 LOOP
@@ -76,7 +86,7 @@ url, num, in_flight = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 
 async def main():
     client = AsyncOpenAI(base_url=url, api_key="sk-x", max_retries=20, timeout=120, **http)
-    numbers = iter(range(num)); failed = 0
+    numbers = iter(range(num)); failed = 0; times = []
     async def asker():
         nonlocal failed
         for i in numbers:
@@ -86,10 +96,11 @@ async def main():
                     {"role": "user", "content": f"Question {i}: what stands beside the tree?"}])
             except Exception:
                 failed += 1
+            times.append(time.perf_counter())
     started, cpu = time.perf_counter(), time.process_time()
     await asyncio.gather(*(asker() for _ in range(in_flight)))
     print(json.dumps({"seconds": time.perf_counter() - started, "cpu_seconds": time.process_time() - cpu, "failed": failed,
-        "memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}))
+        "middle": 0.8 * num / (times[num * 9 // 10] - times[num // 10]), "memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}))
 asyncio.run(main())
 """
 
@@ -160,6 +171,7 @@ MOCK = '''
 """Answers any POST with 1 KB after a while. A bare protocol, so that it is never the slow side."""
 import asyncio, json, random, sys
 latency, refuse = float(sys.argv[1]) / 1000, float(sys.argv[2])
+due = __import__("collections").deque()
 rng = random.Random(7)
 body = json.dumps({"id": "chatcmpl-1", "object": "chat.completion", "created": 1, "model": "mock",
     "choices": [{"index": 0, "message": {"role": "assistant", "content": "word " * 160}, "finish_reason": "stop"}],
@@ -189,10 +201,19 @@ class Mock(asyncio.Protocol):
             if rng.random() < refuse:
                 self.transport.write(bad)
             else:
-                loop.call_later(latency, self.answer)
-    def answer(self):
-        if not self.transport.is_closing():
-            self.transport.write(good)
+                due.append((loop.time() + latency, self.transport))
+                if len(due) == 1:
+                    loop.call_later(latency, answer)
+
+def answer():
+    """All that are due; one timer for all, because the latency is the same."""
+    now = loop.time()
+    while due and due[0][0] <= now:
+        transport = due.popleft()[1]
+        if not transport.is_closing():
+            transport.write(good)
+    if due:
+        loop.call_at(due[0][0], answer)
 
 async def main():
     global loop
@@ -202,6 +223,45 @@ async def main():
     await server.serve_forever()
 asyncio.run(main())
 '''
+
+
+ALONE = """
+import asyncio, json, sys, time
+url, num, in_flight = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+body = json.dumps({"model": "mock", "max_tokens": 300, "temperature": 1.0, "messages": [
+    {"role": "system", "content": "You write short answers to questions about words. " * 4},
+    {"role": "user", "content": "Question 1: what stands beside the tree?"}]}).encode()
+asked = b"POST /v1/chat/completions HTTP/1.1\\r\\nHost: x\\r\\nContent-Length: %d\\r\\n\\r\\n" % len(body) + body
+
+class Raw(asyncio.Protocol):
+    def connection_made(self, transport):
+        self.transport, self.size = transport, 0
+        self.ask()
+    def ask(self):
+        global left
+        left -= 1
+        if left >= 0:
+            self.transport.write(asked)
+    def data_received(self, data):
+        global answered
+        self.size = self.size or data.index(b"\\r\\n\\r\\n") + 4 + int(data.split(b"content-length: ")[1].split(b"\\r\\n")[0])
+        self.size -= len(data)
+        if self.size == 0:
+            answered += 1
+            self.ask()
+            if answered == num:
+                done.set()
+
+async def main():
+    global left, answered, done
+    left, answered, done = num, 0, asyncio.Event()
+    loop, port = asyncio.get_running_loop(), int(url.split(":")[2].split("/")[0])
+    started, cpu = time.perf_counter(), time.process_time()
+    await asyncio.gather(*(loop.create_connection(Raw, "127.0.0.1", port) for _ in range(in_flight)))
+    await done.wait()
+    print(json.dumps({"seconds": time.perf_counter() - started, "cpu_seconds": time.process_time() - cpu, "failed": 0}))
+asyncio.run(main())
+"""
 
 
 def run_client(python: str, code: str, url: str, num: int, in_flight: int, extra: list[str], core: int) -> dict | None:
@@ -236,22 +296,29 @@ def start_mock(latency_ms: float, refuse: float, core: int) -> tuple[subprocess.
     return process, f"http://127.0.0.1:{process.stdout.readline().strip()}/v1"
 
 
-def main() -> None:
+def parse_options() -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for peer in ("openai", "litellm", "curator", "distilabel"):
+    for peer in PEERS:
         parser.add_argument(f"--{peer}-python", help=f"python of an environment that has {peer}; without it, skipped")
     parser.add_argument("--in-flight", type=int, default=1000)
     parser.add_argument("--latency-ms", type=float, default=500)
-    parser.add_argument("--requests", type=int, default=15000, help="of our client")
+    parser.add_argument("--requests", type=int, default=30000, help="of our client")
     parser.add_argument("--peer-requests", type=int, default=3000)
     parser.add_argument("--refuse", type=float, default=0.05, help="share of 429s in the second part")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--uvloop", action="store_true", help="run our client on uvloop")
-    options = parser.parse_args()
+    return parser.parse_args()
+
+
+PEERS = {"openai": OPENAI, "litellm": LITELLM, "curator": CURATOR, "distilabel": DISTILABEL}
+
+
+def clients_of(options: argparse.Namespace) -> list[tuple[str, str, str, list[str]]]:
+    """(name, python, program, arguments) of everything to measure."""
     runner = "import uvloop\nuvloop.run(main())" if options.uvloop else "asyncio.run(main())"
     clients: list[tuple[str, str, str, list[str]]] = [("tunesmith", sys.executable, OURS.replace("LOOP", runner), [])]
-    peers = {"openai": OPENAI, "litellm": LITELLM, "curator": CURATOR, "distilabel": DISTILABEL}
-    for name, code in peers.items():
+    for name, code in PEERS.items():
         python = getattr(options, f"{name}_python")
         if python is None:
             print(f"{name}: skipped, --{name}-python is not given")
@@ -259,36 +326,64 @@ def main() -> None:
         clients.append((name, python, code, []))
         if name == "openai":
             clients.append(("openai+aiohttp", python, code, ["aiohttp"]))
+    return clients
+
+
+def measure(
+    client: tuple[str, str, str, list[str]], num: int, latency_ms: float, refuse: float, in_flight: int
+) -> dict | None:
+    """One run of one client against a fresh endpoint, told in a line."""
+    name, python, code, extra = client
     cores = sorted(os.sched_getaffinity(0))
+    mock, url = start_mock(latency_ms, refuse, cores[-1])
+    try:
+        measured = run_client(python, code, url, num, in_flight, extra, cores[0])
+    finally:
+        mock.kill()
+        mock.wait()
+    if measured is None:
+        return None
+    measured["rate"] = (num - measured["failed"]) / measured["seconds"]
+    middle = f", middle {measured['middle']:7,.0f}" if "middle" in measured else ""
+    memory = f", {measured['memory_mb']:,.0f} MB" if "memory_mb" in measured else ""
+    print(
+        f"  {name:15} {num - measured['failed']:6,} of {num:6,} answered, {measured['rate']:7,.0f} requests/s{middle}, "
+        f"{measured['cpu_seconds'] / num * 1e3:.2f} ms CPU each{memory}",
+        flush=True,
+    )
+    for sentence in measured.get("said", []):
+        print(f"    it said: {sentence}")
+    time.sleep(0.5)
+    return measured
+
+
+def main() -> None:
+    options = parse_options()
+    clients = clients_of(options)
+    print("the endpoint alone, 100 in flight, no latency")
+    measure(("raw writes", sys.executable, ALONE, []), 20000, 0.0, 0.0, 100)
     ideal = options.in_flight / options.latency_ms * 1000
+    middles: list[float] = []
     for refuse in (0.0, options.refuse):
         print(
             f"{options.in_flight} in flight, {options.latency_ms:g} ms, {refuse:.0%} refused; ideal {ideal:,.0f} requests/s"
         )
-        rates: dict[str, list[float]] = {}
+        found: dict[str, list[dict]] = {}
         for _ in range(options.rounds):
-            for name, python, code, extra in clients:
-                num = options.requests if name == "tunesmith" else options.peer_requests
-                mock, url = start_mock(options.latency_ms, refuse, cores[-1])
-                try:
-                    measured = run_client(python, code, url, num, options.in_flight, extra, cores[0])
-                finally:
-                    mock.kill()
-                    mock.wait()
-                if measured is None:
-                    continue
-                answered = num - measured["failed"]
-                rates.setdefault(name, []).append(answered / measured["seconds"])
-                print(
-                    f"  {name:15} {answered:6,} of {num:6,} answered, {rates[name][-1]:7,.0f} requests/s "
-                    f"({rates[name][-1] / ideal:4.0%} of ideal), {measured['cpu_seconds'] / num * 1e3:.2f} ms CPU each, "
-                    f"{measured['memory_mb']:,.0f} MB"
-                )
-                time.sleep(0.5)
-        ours = statistics.median(rates.get("tunesmith", [0.0]))
-        for name, values in rates.items():
-            if name != "tunesmith":
-                print(f"  tunesmith / {name}: {ours / statistics.median(values):.1f} x")
+            for client in clients:
+                num = options.requests if client[0] == "tunesmith" else options.peer_requests
+                measured = measure(client, num, options.latency_ms, refuse, options.in_flight)
+                if measured is not None:
+                    found.setdefault(client[0], []).append(measured)
+        rates = {name: statistics.median(each["rate"] for each in several) for name, several in found.items()}
+        ours = rates.pop("tunesmith")
+        middles.append(statistics.median(each["middle"] for each in found["tunesmith"]))
+        print(f"  tunesmith: {ours / ideal:.0%} of ideal as a whole, {middles[-1] / ideal:.0%} in the middle")
+        for name, rate in rates.items():
+            print(f"  tunesmith / {name}: {ours / rate:.1f} x")
+    print(
+        f"with {options.refuse:.0%} refused: {middles[1] / middles[0]:.0%} of the rate without refusals (middle of the runs)"
+    )
 
 
 if __name__ == "__main__":

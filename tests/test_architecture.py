@@ -15,8 +15,11 @@ SOURCE = Path(__file__).resolve().parent.parent / "src" / "tunesmith"
 
 FLOORS = {
     **dict.fromkeys(("types", "protocols", "errors", "hashing", "registry"), 0),
-    **dict.fromkeys(("section", "recipe", "recipe_filters", "recipe_filter_list", "resolve", "events", "store"), 1),
-    **dict.fromkeys(("chat", "model", "text"), 2),
+    **dict.fromkeys(
+        ("section", "recipe", "recipe_filters", "recipe_filter_list", "recipe_teaching", "resolve", "events", "store"),
+        1,
+    ),
+    **dict.fromkeys(("chat", "model", "text", "workers"), 2),
     **dict.fromkeys(("data", "teachers", "generating", "training", "inference", "judging", "exporting"), 3),
     "stages": 4,
     "pipeline": 5,

@@ -11,6 +11,7 @@ TunesmithError                 anything a user can cause or fix; carries a hint
 ├── ExportError                an export check failed; nothing was left under its final name
 ├── StoreError (OSError)       run folder, artifact or lock problem: damaged file, disk full
 ├── EngineError                an inference engine died or refused
+├── WorkerError                worker processes die again and again
 └── MissingExtra (ImportError) an optional dependency is not installed
 
 Each message says what was found, where, and what was expected; `hint` says what to do. Only three places turn
@@ -22,6 +23,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 
 class TunesmithError(Exception):
@@ -32,6 +34,16 @@ class TunesmithError(Exception):
         self.where = where
         self.hint = hint
         super().__init__(f"{where}: {message}" if where else message)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Errors cross from worker processes to the one that reports them.
+        return _again, (type(self), self.message, self.where, self.hint)
+
+
+def _again(kind: type[TunesmithError], message: str, where: str | None, hint: str | None) -> TunesmithError:
+    error = kind.__new__(kind)
+    TunesmithError.__init__(error, message, where=where, hint=hint)
+    return error
 
 
 class RecipeError(TunesmithError, ValueError):
@@ -74,6 +86,10 @@ class EngineError(TunesmithError):
     """An inference engine died or refused."""
 
 
+class WorkerError(TunesmithError):
+    """Worker processes die again and again over the same work."""
+
+
 class MissingExtra(TunesmithError, ImportError):
     """An optional dependency is not installed."""
 
@@ -100,7 +116,10 @@ EXTRAS = {
     "jinja2": "serve",
     "prometheus_client": "serve",
     "aiohttp": "data",
+    "httptools": "data",
     "pyarrow": "data",
+    "loky": "data",
+    "ray": "ray",
 }
 """Optional packages, and the extra of this project that installs each."""
 

@@ -54,9 +54,9 @@ class StageSpec:
 _MODELS = ("torch", "numpy", "transformers", "tokenizers", "safetensors", "peft", "gguf", "jinja2")
 
 STAGES: tuple[StageSpec, ...] = (
-    StageSpec("ingest", 1),
+    StageSpec("ingest", 2),
     StageSpec("generate", 2, needs=("ingest",)),
-    StageSpec("curate", 2, needs=("ingest",), uses=("generate",)),
+    StageSpec("curate", 3, needs=("ingest",), uses=("generate",)),
     StageSpec("base_model", 1, packages=_MODELS),
     StageSpec("tokenize", 1, needs=("curate", "base_model"), packages=_MODELS),
     StageSpec("train", 1, needs=("tokenize", "base_model"), packages=_MODELS),

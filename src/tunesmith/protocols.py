@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from tunesmith.types import (
     Completion,
@@ -22,6 +22,9 @@ from tunesmith.types import (
     Task,
     TeacherRequest,
 )
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 class EventSink(Protocol):
@@ -48,6 +51,20 @@ class Stage(Protocol):
     def __call__(self, section: Any, inputs: Inputs, out_dir: Path, ctx: Context) -> Outcome: ...
 
 
+class Pool(Protocol):
+    """Runs a function over many items, here, in processes or on machines."""
+
+    def map(self, function: Callable[[T], R], items: Iterable[T], /) -> Iterator[R]:
+        """function(item) of each, in the order of the items, which are taken a few at a time. An item whose worker died is
+        given to another. What the function raises is raised here; WorkerError where workers die again and again.
+
+        function and items must be picklable; function comes from a module (functools.partial may bind arguments).
+        """
+        ...
+
+    def close(self) -> None: ...
+
+
 class Reader(Protocol):
     """Turns one file into examples. A bad row is yielded as Excluded, never raised and never dropped."""
 
@@ -60,16 +77,19 @@ its stead: the row rewritten (a mask) or with more metadata (a score, a class, w
 
 
 class Filter(Protocol):
-    """Judges a row by itself."""
+    """Judges a row by itself: its verdict depends on no other row, so rows may be judged in any order, in any process."""
 
     def __call__(self, conversation: Conversation, /) -> Verdict: ...
 
 
 @runtime_checkable
 class SetFilter(Protocol):
-    """Judges rows that must be seen together (likeness, ranks) or that are cheaper together (scores of a model)."""
+    """Judges rows that must be seen together (likeness, ranks) or that are cheaper together (scores of a model).
 
-    def judge_all(self, rows: Sequence[Conversation], /) -> Sequence[Verdict]:
+    There may be millions of rows, read from disk each time they are gone through: hold numbers, not rows or texts.
+    """
+
+    def judge_all(self, rows: Sequence[Conversation], /) -> Iterable[Verdict]:
         """One verdict per row, in the order of the rows."""
         ...
 
@@ -92,6 +112,7 @@ class FilterContext:
     open_counter: Callable[[str], Callable[[Sequence[str]], Sequence[int]]]  # model name -> tokens of each text
     ask_all: Callable[[Sequence[TeacherRequest]], Sequence[Completion]]  # the judge, behind its ledger
     num_threads: int
+    scratch: Path | None = None  # folder for temporary files, which may be large; None = the system's
 
 
 class NoveltyIndex(Protocol):
@@ -99,6 +120,10 @@ class NoveltyIndex(Protocol):
 
     def nearest(self, text: str) -> tuple[float, int]:
         """(highest ROUGE-L F1 against the pool in [0, 1], index of that pool text, -1 for an empty pool)."""
+        ...
+
+    def nearest_above(self, text: str, threshold: float) -> tuple[float, int] | None:
+        """nearest() where its F1 is above `threshold`, else None."""
         ...
 
     def add(self, text: str) -> int:
@@ -143,13 +168,15 @@ class TeacherClient(Protocol):
     """What a generator talks to: a teacher behind its ledger and budget. Asking twice for the same thing pays once."""
 
     identity: str
+    concurrency: int  # requests it has out at a time, at most
 
     async def ask(self, request: TeacherRequest) -> Completion: ...
 
     async def ask_repaired(
         self, request: TeacherRequest, fault: Callable[[Completion], str | None]
     ) -> tuple[Completion, ...]:
-        """Ask, and once more where `fault` says in words what is wrong with the answer; all answers, the last counts."""
+        """Ask, and once more where `fault` has a message to send back (what is wrong with the answer, and that it is wanted
+        again); all answers, the last counts."""
         ...
 
 
@@ -166,6 +193,7 @@ class GenerationContext:
     reject: Callable[[Excluded], None] = field(default=lambda excluded: None)
     files: Mapping[str, Path] = field(default_factory=dict[str, Path])  # `generate.files` by the name as written
     user_client: TeacherClient | None = None  # plays the user where the recipe names a second teacher
+    detect_language: Callable[[str], tuple[str, float]] | None = None  # ISO 639-1 code, probability; None = not at hand
 
 
 class Generator(Protocol):

@@ -1,6 +1,7 @@
 """Every parameter there is: type, bounds, default, one sentence. Declared here once; nothing below holds a second default.
 
-One Section per stage. The string under a field is its description and feeds `--help`, the docs and the studio's form.
+One Section per stage; those that name teachers are in recipe_teaching.py, the options of filters in recipe_filters.py.
+The string under a field is its description and feeds `--help`, the docs and the studio's form.
 `auto` is replaced in resolve.py where the recipe alone decides, and by the stage (as a fact in its manifest) where
 the data or the machine decides. What cannot change a result beyond rounding lives in `runtime`, outside every key.
 """
@@ -14,7 +15,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from tunesmith.recipe_filter_list import FilterList
-from tunesmith.section import Address, Auto, EnvironmentName, RngSeed, Section, StrList
+from tunesmith.recipe_teaching import Generate, TeacherSection
+from tunesmith.section import Auto, RngSeed, Section, StrList
 
 _SAMPLED = re.compile(r"(.+)#(\d+)\Z", re.DOTALL)
 
@@ -72,184 +74,6 @@ class Ingest(Section):
         return [*dict.fromkeys(examples), *schema]
 
 
-class EndpointSection(Section):
-    """One more place that serves a teacher's model."""
-
-    base_url: Address | None = None
-    """Address up to and including /v1; none = the teacher's own (then `api_key_env` names another key)."""
-
-    api_key_env: EnvironmentName | None = None
-    """NAME of the environment variable that holds its key; null for endpoints without one."""
-
-    @model_validator(mode="after")
-    def _differs_from_the_main_one(self) -> EndpointSection:
-        if self.base_url is None and self.api_key_env is None:
-            raise ValueError("name another `base_url`, another `api_key_env`, or both")
-        return self
-
-
-class TeacherSection(Section):
-    """A model that writes examples or answers test rows for comparison."""
-
-    kind: Literal["openai", "local", "scripted"] = "openai"
-    """openai = any OpenAI-compatible endpoint; local = llama.cpp in this process; scripted = answers from a file."""
-
-    model: str = "gpt-4o-mini"
-    """Model name at the endpoint; for local: anything `base_model.name` takes."""
-
-    base_url: Address = "https://api.openai.com/v1"
-    """Endpoint of kind openai, up to and including /v1."""
-
-    api_key_env: EnvironmentName | None = "OPENAI_API_KEY"
-    """NAME of the environment variable that holds the key; null for endpoints without one."""
-
-    price_usd_per_mtok: tuple[Annotated[float, Field(ge=0)], Annotated[float, Field(ge=0)]] | None = None
-    """US dollars per million input and output tokens; needed where the built-in price table does not know the model."""
-
-    extra_endpoints: tuple[EndpointSection, ...] = ()
-    """More keys or servers for the same model: each request goes to the one with the lowest load."""
-
-    script: str | None = None
-    """JSONL file of answers for kind scripted: one {"text": ...} a line, or {"match": regex, "text": ...}."""
-
-    context_length: int = Field(default=4096, ge=256)
-    """Context tokens a local teacher may use per request."""
-
-    def file_names(self) -> list[str]:
-        return [self.script] if self.script else []
-
-    @model_validator(mode="after")
-    def _script_goes_with_scripted(self) -> TeacherSection:
-        if (self.kind == "scripted") != (self.script is not None):
-            raise ValueError("`script` and `kind: scripted` go together")
-        return self
-
-
-class Generate(Section):
-    """Let a teacher write more examples. Leave the section out to train on the given ones alone."""
-
-    generator: str = "self_instruct"
-    """How rows are written, from what: see docs/generators.md; self_instruct (from examples), distill (from `ingest.task`
-    alone), three_step, questions, responses, question_response, dialogue, maths, evolve, magpie, personas,
-    back_translate, translate, documents."""
-
-    teacher: TeacherSection
-    """Who writes."""
-
-    num_rows: int = Field(default=100, ge=1)
-    """Rows to accept; generation stops there."""
-
-    rows_per_request: int = Field(default=5, ge=1, le=50)
-    """Rows asked for in one request."""
-
-    num_seeds_shown: int = Field(default=3, ge=1, le=20)
-    """Examples shown in one request."""
-
-    temperature: float = Field(default=1.0, ge=0, le=2)
-    """Sampling temperature of the teacher."""
-
-    top_p: float = Field(default=1.0, gt=0, le=1)
-    """Nucleus of the teacher's sampling."""
-
-    max_tokens: int = Field(default=2048, ge=16)
-    """Longest answer of one request, in tokens."""
-
-    max_similarity: float = Field(default=0.7, ge=0, le=1)
-    """A row whose prompt has a ROUGE-L F1 above this with any earlier one is rejected."""
-
-    budget_usd: float | None = Field(default=None, ge=0)
-    """Hard stop: worst-case cost is reserved before a request is sent."""
-
-    max_requests: int | None = Field(default=None, ge=1)
-    """Hard stop on requests; none = 20 times what an all-accepting run would need."""
-
-    max_failures: int = Field(default=20, ge=0)
-    """Requests that may fail for good before the stage gives up."""
-
-    language: Literal["en", "zh"] = "en"
-    """Language of the prompts."""
-
-    files: StrList = ()
-    """Files or folders a generator works from: questions (responses), texts (back_translate, documents)."""
-
-    constrain: bool | Auto = "auto"
-    """Hold answers to a JSON schema, so that each can be read; auto = for local teachers."""
-
-    dialogue_form: Literal["transcript", "self_chat", "two_teachers"] = "transcript"
-    """dialogue: the whole talk in one answer; one teacher in both roles, turn by turn; or `user_teacher` as the user."""
-
-    user_teacher: TeacherSection | None = None
-    """dialogue: who plays the user in the form two_teachers; half of `budget_usd` is this teacher's."""
-
-    max_rounds: int = Field(default=3, ge=1, le=16)
-    """dialogue: exchanges at most; evolve: evolutions of one example at most."""
-
-    answer_check: Literal["arithmetic", "majority"] = "arithmetic"
-    """maths: run the arithmetic of the answer, or let `num_votes` answers agree."""
-
-    num_votes: int = Field(default=5, ge=2, le=64)
-    """maths: answers to one problem that vote."""
-
-    min_agreement: float = Field(default=0.6, gt=0, le=1)
-    """maths: share of the votes that the answer needs."""
-
-    operations: StrList = ("constrain", "deepen", "concretise", "reason", "complicate", "breadth")
-    """evolve: which ways of changing an instruction are drawn from."""
-
-    target_language: str = "Chinese"
-    """translate: language to write, in the words of the prompts' language."""
-
-    reanswer: bool = False
-    """translate: let the teacher answer the translated prompt anew instead of translating the reply."""
-
-    chunk_characters: int = Field(default=4096, ge=200)
-    """documents: characters of a document shown at a time."""
-
-    chunk_overlap: int = Field(default=2048, ge=0)
-    """documents: characters that two neighbouring chunks share."""
-
-    outputs_licence: str | None = None
-    """Licence of what the teacher writes, where the table of teachers' terms does not know it; goes into every row."""
-
-    require_commercial_use: bool = False
-    """Refuse a teacher whose terms forbid training on its answers, and show it no example whose licence forbids trade."""
-
-    rng_seed: RngSeed = 17
-    """Seed of the draws of examples."""
-
-    def file_names(self) -> list[str]:
-        others = self.user_teacher.file_names() if self.user_teacher else []
-        return [*self.teacher.file_names(), *others, *self.files]
-
-    @model_validator(mode="after")
-    def _every_option_acts(self) -> Generate:
-        fields = type(self).model_fields
-        for name, generators in _OPTIONS_OF.items():
-            if self.generator not in generators and getattr(self, name) != fields[name].get_default():
-                raise ValueError(f"`{name}` acts in {', '.join(generators)} and not in {self.generator}")
-        if (self.user_teacher is None) == (self.generator == "dialogue" and self.dialogue_form == "two_teachers"):
-            raise ValueError("`user_teacher` and `dialogue_form: two_teachers` go together")
-        if self.chunk_overlap >= self.chunk_characters:
-            raise ValueError("`chunk_overlap` must be smaller than `chunk_characters`")
-        return self
-
-
-_OPTIONS_OF: dict[str, tuple[str, ...]] = {
-    "files": ("responses", "back_translate", "documents"),
-    "dialogue_form": ("dialogue",),
-    "max_rounds": ("dialogue", "evolve"),
-    "answer_check": ("maths",),
-    "num_votes": ("maths",),
-    "min_agreement": ("maths",),
-    "operations": ("evolve",),
-    "target_language": ("translate",),
-    "reanswer": ("translate",),
-    "chunk_characters": ("documents",),
-    "chunk_overlap": ("documents",),
-}
-"""Parameters of `generate` that act in some generators only; elsewhere they are refused by name."""
-
-
 class Curate(Section):
     """Which rows go on. Excluded rows are kept with their reason."""
 
@@ -286,6 +110,9 @@ class Curate(Section):
     max_eval_coverage: float = Field(default=0.5, ge=0, le=1)
     """Share of an evaluation question's 8-grams that a training row may hold; 1 = off, then a 13-gram is no matter either."""
 
+    review: str | None = None
+    """File of decisions made with `tunesmith data review`: edits replace rows, rejects go, kept rows pass the filters."""
+
     teacher: TeacherSection | None = None
     """Who answers for the filters that ask a judge: alpagasus, deita, yes_no."""
 
@@ -299,7 +126,8 @@ class Curate(Section):
     """Seed of the split."""
 
     def file_names(self) -> list[str]:
-        return [*self.decontaminate_against, *(self.teacher.file_names() if self.teacher else [])]
+        review = [self.review] if self.review else []
+        return [*self.decontaminate_against, *review, *(self.teacher.file_names() if self.teacher else [])]
 
     @model_validator(mode="after")
     def _judges_have_a_teacher(self) -> Curate:
@@ -433,6 +261,10 @@ class Export(Section):
     """Largest difference allowed between merged and adapter logits, in fp32."""
 
 
+_ROWS_FOR_ONE_PROCESS = 20_000
+"""Starting workers takes one to three seconds, in which one process reads and filters about as many rows."""
+
+
 class Runtime(Section):
     """What cannot change a result beyond rounding: outside every key, so changing it never repeats work."""
 
@@ -451,6 +283,18 @@ class Runtime(Section):
         if self.num_threads != "auto":
             return self.num_threads
         return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+    workers: Literal["local", "ray"] = "local"
+    """Where rows are read, filtered and rendered: processes of this machine, or a Ray cluster ($RAY_ADDRESS)."""
+
+    num_workers: Annotated[int, Field(ge=1)] | Auto = "auto"
+    """Processes that work on rows; auto = this one alone up to 20,000 rows, then one for each CPU thread."""
+
+    def workers_for(self, num_rows: int) -> int:
+        """num_workers, with auto resolved for so many rows."""
+        if self.num_workers != "auto":
+            return self.num_workers
+        return 1 if num_rows <= _ROWS_FOR_ONE_PROCESS and self.workers == "local" else self.usable_threads
 
     micro_batch_size: int | Auto = "auto"
     """Packs per forward pass on one device; auto = 1 on a CPU, what fits on a GPU."""

@@ -262,8 +262,8 @@ class ExactOptions(FilterOptions):
     """Repetitions; the first row stays. Prompts are compared by default, as Lamini's program does."""
 
     name: Literal["exact"] = "exact"
-    chief: ClassVar[str | None] = "on"
-    on: Literal["prompt", "reply", "conversation"] = "prompt"
+    chief: ClassVar[str | None] = "of"
+    of: Literal["prompt", "reply", "conversation"] = "prompt"
     """What makes two rows the same."""
     normalise: bool = True
     """Compare without case, width and spacing; false = byte for byte."""
@@ -282,7 +282,7 @@ class Bm25Options(FilterOptions):
     chief: ClassVar[str | None] = "max_score"
     scope: ClassVar[Literal["all", "train"]] = "train"
     max_score: float = Field(default=18, gt=0)
-    """A higher score with an earlier row excludes."""
+    """A higher score with an earlier row excludes. A Chinese character counts as a word, so for Chinese take 24."""
 
 
 class RougeOptions(FilterOptions):

@@ -31,6 +31,7 @@ class Message(Record):
     tool_calls: list[dict[str, Any]] | None = None
     tool_call_id: str | None = None
     name: str | None = None
+    weight: Literal[0, 1] | None = None  # 0: a turn of the assistant that is shown and not learnt; None = 1
 
 
 class Conversation(Record):
@@ -63,6 +64,12 @@ class Conversation(Record):
     def reply(self) -> str | None:
         """Text of the last assistant turn, None where the conversation does not end in one."""
         return self.messages[-1].content if self.messages and self.messages[-1].role == "assistant" else None
+
+    @property
+    def place(self) -> str:
+        """Where to find the row, for people: its source (its id without one), and of a generated row the teacher's request."""
+        request = self.metadata.get("request")
+        return f"{self.source or self.id}, request {request}" if isinstance(request, int) else self.source or self.id
 
 
 def conversation_id(messages: list[Message]) -> str:

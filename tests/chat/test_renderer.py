@@ -123,6 +123,28 @@ def test_last_turn_and_everything_do_what_they_say(name: str):
 
 
 @every_template
+def test_a_turn_of_weight_0_is_shown_and_not_learnt(name: str):
+    found = renderer(name)
+    talk = CHATS["two turns"]
+    silent = [talk[0], talk[1].model_copy(update={"weight": 0}), *talk[2:]]
+    whole, rendered = found.render(talk, "all_turns"), found.render(silent, "all_turns")
+    assert rendered.input_ids == whole.input_ids and rendered.text == whole.text
+    assert targets(whole, 1) and not targets(rendered, 1)
+    assert targets(rendered, 3) == targets(whole, 3)
+    assert found.prompt(silent[:3]) == found.prompt(talk[:3])
+    everything = found.render(silent, "everything")
+    assert not targets(everything, 1) and targets(everything, 0) and targets(everything, 3)
+
+
+def test_a_conversation_in_which_nothing_may_be_learnt_is_an_error_that_says_so():
+    talk = [user("Say hi"), assistant("Hi", weight=0), user("More"), assistant("Ho", weight=0)]
+    with pytest.raises(DataError, match="every assistant turn of it has weight 0"):
+        renderer("chatml").render(talk, "all_turns")
+    with pytest.raises(DataError, match="its last assistant turn has weight 0"):
+        renderer("chatml").render([talk[0], assistant("Hi"), *talk[2:]], "last_turn")
+
+
+@every_template
 @every_tokenizer
 def test_control_strings_that_people_type_are_plain_text(name: str, kind: str):
     one = renderer(name, kind)

@@ -102,3 +102,49 @@ def test_a_template_file_that_cannot_be_read_is_named(tmp_path):
     (tmp_path / "latin.jinja").write_bytes(b"\xff\xfe")
     with pytest.raises(ModelError, match="cannot be read"):
         read_template(tmp_path / "latin.jinja")
+
+
+LORA = "Below is an instruction that describes a task{}. Write a response that appropriately completes the request.\n\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "alone", "with_input"),
+    [
+        (
+            "alpaca-lora",
+            LORA.format("") + "### Instruction:\nAdd.\n\n### Response:\n",
+            LORA.format(", paired with an input that provides further context")
+            + "### Instruction:\nAdd.\n\n### Input:\n1\n\n2\n\n### Response:\n",
+        ),
+        (
+            "alpaca-short",
+            "### Instruction:\nAdd.\n\n### Response:\n",
+            "### Instruction:\nAdd.\n\n### Input:\n1\n\n2\n\n### Response:\n",
+        ),
+        (
+            "vigogne",
+            "Ci-dessous se trouve une instruction qui décrit une tâche. Écrivez une réponse qui complète correctement la "
+            "demande.\n\n### Instruction:\nAdd.\n\n### Réponse:\n",
+            "Ci-dessous se trouve une instruction qui décrit une tâche, associée à une entrée qui fournit un contexte "
+            "supplémentaire. Écrivez une réponse qui complète correctement la demande.\n\n### Instruction:\nAdd.\n\n"
+            "### Entrée:\n1\n\n2\n\n### Réponse:\n",
+        ),
+    ],
+)
+def test_the_alpaca_lora_forms_put_what_follows_the_first_blank_line_under_input(
+    name: str, alone: str, with_input: str
+):
+    template = ChatTemplate(load_template(name), VARIABLES)
+    for asked, expected in (("Add.", alone), ("Add.\n\n1\n\n2", with_input)):
+        messages = [Message(role="user", content=asked)]
+        assert template.render(messages, add_generation_prompt=True) == "<s>" + expected
+        assert template.locate(messages, add_generation_prompt=True).exact
+
+
+def test_only_the_first_turn_of_an_alpaca_lora_chat_has_the_preamble():
+    said = ("user", "Hi"), ("assistant", "Ho"), ("user", "Add.\n\n1")
+    messages = [Message(role=role, content=text) for role, text in said]
+    written = ChatTemplate(load_template("alpaca-lora"), VARIABLES).render(messages, add_generation_prompt=True)
+    assert written == "<s>" + LORA.format("") + (
+        "### Instruction:\nHi\n\n### Response:\nHo</s>\n\n### Instruction:\nAdd.\n\n### Input:\n1\n\n### Response:\n"
+    )

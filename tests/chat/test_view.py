@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 
+import pytest
 from rich.console import Console
 from toy_tokenizers import byte_tokenizer, sentencepiece_tokenizer
 
@@ -50,6 +52,36 @@ def test_a_character_of_several_tokens_is_shown_whole():
     text = tokens_in_colour(*rendered("天气 🙂", "👩‍👩‍👧 好"))
     assert "天气 🙂" in text.plain
     assert "\ufffd" not in text.plain
+
+
+def texts_of(question: str, tokenizer=None) -> list[str]:
+    """The last column of the plain form, of the tokens of the question."""
+    one, tokenizer = rendered(question, "a", tokenizer)
+    lines = tokens_in_plain(one, tokenizer).splitlines()[1:]
+    mine = [line for line in lines if line.split()[3] == "0"]
+    return [line.split(maxsplit=4)[4] if len(line.split()) > 4 else "" for line in mine]
+
+
+@pytest.mark.parametrize("tokenizer", [byte_tokenizer(), sentencepiece_tokenizer(False)], ids=["bytes", "pieces"])
+def test_a_part_of_a_character_is_shown_as_its_bytes_and_the_last_part_with_the_character(tokenizer):
+    shown = texts_of("龘é🛰", tokenizer)
+    assert shown[:3] == ["‹e9›", "‹be›", "‹98› = 龘"]
+    assert shown[-1] == "‹b0› = 🛰"
+    assert "\ufffd" not in "".join(shown)
+
+
+def test_a_character_that_is_never_finished_stays_bytes():
+    one, tokenizer = rendered("龘", "龘")
+    first = one.owner.index(1)
+    cut = replace(one, input_ids=one.input_ids[: first + 2], owner=one.owner[: first + 2], loss_mask=one.loss_mask[: first + 2])  # fmt: skip
+    assert tokens_in_plain(cut, tokenizer).splitlines()[-1].endswith("‹be›")
+    text = tokens_in_colour(cut, tokenizer)
+    assert text.plain.endswith("‹e9 be›") and styled(text, TARGET) == "‹e9 be›"
+
+
+def test_the_replacement_character_itself_is_text():
+    assert texts_of("a\ufffdb")[-2:] == ["‹bd› = \ufffd", "b"]
+    assert "a\ufffdb" in tokens_in_colour(*rendered("a\ufffdb", "a")).plain
 
 
 def test_broken_characters_do_not_swallow_the_stop_token():

@@ -57,6 +57,7 @@ def test_a_pilot_shows_rows_and_the_cost_of_the_full_order(tmp_path: Path) -> No
     assert "kept" in done.output
     assert "12 rows" in done.output
     assert "still to do" in done.output
+    assert "of them 0 a second try" in done.output
     run = json.loads((root / "desk-001/run.json").read_text())
     assert run["stages"] == ["ingest", "generate"]
     (ledger,) = (root / "ledgers").iterdir()

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import random
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -16,6 +18,13 @@ from tunesmith.text.rouge import unicode_tokens
 pytest.importorskip("numba")
 
 from tunesmith.data.decontamination import SHORTEST, EvaluationIndex
+
+
+@pytest.fixture(autouse=True, scope="module")
+def compiled_from_the_first_row():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(decontamination, "COMPILED_FROM", 0)
+        yield
 
 
 def find(items: list[str], texts: list[str], num_threads: int = 1) -> Matches:
@@ -98,6 +107,32 @@ def test_the_plain_search_gives_the_same_answer_span_included(monkeypatch: pytes
     for name in ("dup_of", "score", "spans", "items"):
         assert getattr(slow, name).tolist() == getattr(fast, name).tolist()
     assert 10 < fast.num_duplicates < len(texts)
+
+
+def test_an_index_that_was_used_before_answers_as_a_new_one():
+    rng = random.Random(6)
+    items = [" ".join(rng.choices("ab", k=rng.randrange(8, 30))) for _ in range(40)]
+    texts = [" ".join(rng.choices("abc", k=rng.randrange(40))) for _ in range(300)]
+    used = EvaluationIndex(items, ngram=8, long_ngram=13, num_threads=1)
+    chunks = [used.find(texts[start : start + 7], max_coverage=0.5) for start in range(0, 300, 7)]
+    whole = find(items, texts)
+    for name in ("dup_of", "score", "spans", "items"):
+        assert [value for chunk in chunks for value in getattr(chunk, name).tolist()] == getattr(whole, name).tolist()
+    assert whole.num_duplicates > 0
+
+
+def test_texts_are_read_once_chunk_by_chunk_and_come_with_their_matches():
+    texts = [
+        f"x {words(number % 7, number % 7 + 14)} y" if number % 1000 == 1 else f"row {number}" for number in range(9000)
+    ]
+    index = EvaluationIndex([words(0, 20)], ngram=8, long_ngram=13, num_threads=2)
+    unread = iter(texts)
+    parts = list(index.find_each(unread, max_coverage=0.5))
+    assert next(unread, None) is None
+    assert [text for _, chunk, _ in parts for text in chunk] == texts
+    assert [start + int(row) for start, _, part in parts for row in np.flatnonzero(part.dup_of >= 0)] == list(
+        range(1, 9000, 1000)
+    )
 
 
 LETTERS = st.sampled_from("ab")

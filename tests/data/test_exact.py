@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from unittest import mock
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -35,15 +37,19 @@ TEXTS = st.lists(st.text(alphabet="aAbB \t\x1cßéﬁＡ狗", max_size=10), max_
 
 
 @settings(max_examples=300, deadline=None)
-@given(TEXTS, st.booleans(), st.booleans(), st.booleans())
-def test_fingerprints_find_exactly_the_texts_that_are_equal(texts: list[str], nfkc: bool, collapse: bool, lower: bool):
+@given(TEXTS, st.booleans(), st.booleans(), st.booleans(), st.sampled_from([0, 1, 5, 1000]))
+def test_fingerprints_find_exactly_the_texts_that_are_equal(
+    texts: list[str], nfkc: bool, collapse: bool, lower: bool, compiled_from: int
+):
     options = {"nfkc": nfkc, "collapse_whitespace": collapse, "ignore_case": lower}
     keys = [normalised(text, **options) for text in texts]
     expected = [-1 if keys.index(key) == row else keys.index(key) for row, key in enumerate(keys)]
-    assert find_exact(texts, **options, num_threads=1).dup_of.tolist() == expected
+    with mock.patch.object(exact, "COMPILED_FROM", compiled_from):
+        assert find_exact(iter(texts), **options, num_threads=1).dup_of.tolist() == expected
 
 
 def test_shards_are_numbered_through_and_threads_change_nothing(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(exact, "COMPILED_FROM", 9000)  # in the third shard, with repetitions before and after
     texts = [f"row {number % 7001}" for number in range(15000)]
     whole = find_exact(texts, **ALL, num_threads=2)
     index = ExactIndex(**ALL, num_threads=1)

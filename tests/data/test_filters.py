@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tunesmith.data.filters import FIELD_FILTERS, build_field_filters
+from tunesmith.data.filters import ROW_FILTERS
+from tunesmith.data.filters.fields import Duplicate
 from tunesmith.data.filters.novel import Novelty
 from tunesmith.protocols import Filter
 from tunesmith.recipe import Curate
@@ -27,7 +28,7 @@ def pair(prompt: str, reply: str | None = "fine", source: str = "") -> Conversat
 
 
 def build(name: str, task: Task | None = None, **parameters: object) -> Filter:
-    built = FIELD_FILTERS.load(name)(Curate.model_validate(parameters), task or Task())
+    built = ROW_FILTERS.load(name)(Curate.model_validate(parameters), task or Task())
     assert built is not None
     return built
 
@@ -100,18 +101,25 @@ def test_replies_that_break_the_schema_name_the_place(reply: str, detail: str | 
 
 
 def test_filters_the_recipe_does_not_ask_for_are_not_built():
-    assert FIELD_FILTERS.load("schema")(Curate(), Task()) is None
-    assert FIELD_FILTERS.load("schema")(Curate(check_schema=False), Task(output_schema=SCHEMA)) is None
-    assert FIELD_FILTERS.load("blacklist")(Curate(), Task()) is None
-    assert list(build_field_filters(Curate(), Task())) == ["no_reply", "length", "duplicate"]
+    assert ROW_FILTERS.load("schema")(Curate(), Task()) is None
+    assert ROW_FILTERS.load("schema")(Curate(check_schema=False), Task(output_schema=SCHEMA)) is None
+    assert ROW_FILTERS.load("blacklist")(Curate(), Task()) is None
+    assert [name for name in ROW_FILTERS if ROW_FILTERS.load(name)(Curate(), Task())] == ["no_reply", "length"]
 
 
 def test_the_first_row_of_a_prompt_stays():
-    judge = build("duplicate")
-    assert judge(pair("Hello  there", "Hi", "a:1")) is None
-    assert judge(pair("hello there", "hi", "a:2")) == ("duplicate", "the same as a:1")
-    assert judge(pair("hello there", "Go away", "a:3")) == ("conflicting_reply", "another reply to the prompt of a:1")
-    assert judge(pair("hello you", "hi", "a:4")) is None
+    rows = [
+        pair("Hello  there", "Hi", "a:1"),
+        pair("hello there", "hi", "a:2"),
+        pair("hello there", "Go away", "a:3"),
+        pair("hello you", "hi", "a:4"),
+    ]
+    assert list(Duplicate().judge_all(rows)) == [
+        None,
+        ("duplicate", "the same as a:1"),
+        ("conflicting_reply", "another reply to the prompt of a:1"),
+        None,
+    ]
 
 
 def test_novelty_tells_likeness_to_test_rows_from_likeness_to_others():

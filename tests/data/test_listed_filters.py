@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import random
 import re
 from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import pytest
 import yaml
 
 from tunesmith.data.filters import FILTERS, build_filter
+from tunesmith.data.filters.parts import instruction_and_input
 from tunesmith.protocols import FilterContext, SetFilter, Verdict
 from tunesmith.recipe import Curate
 from tunesmith.recipe_filter_list import FILTER_OPTIONS
@@ -330,7 +333,7 @@ def test_alpacas_filters_keep_171_of_the_175_seed_tasks(shared_data: Path):
 def test_arithmetic_that_a_person_wrote_mostly_holds(shared_data: Path):
     rows = json.loads((shared_data / "alpaca/gsm8k_train.json").read_text())
     verdicts = judge({"lint": ["wrong_arithmetic"]}, [pair(row["instruction"], row["output"]) for row in rows])
-    assert len(rows) == 7473 and 20 <= sum(verdict is not None for verdict in verdicts) <= 60
+    assert len(rows) == 7473 and sum(verdict is not None for verdict in verdicts) == 20
 
 
 def test_a_long_sum_without_an_equals_sign_takes_no_time():
@@ -338,3 +341,60 @@ def test_a_long_sum_without_an_equals_sign_takes_no_time():
     assert judge({"lint": ["wrong_arithmetic"]}, [pair("q", text)]) == [
         None
     ]  # exponential in a regular expression's hands
+
+
+def test_conflicting_replies_are_those_a_plain_count_finds():
+    rng = random.Random(12)
+    rows = [pair(f"prompt {rng.randrange(60)}", f"reply {rng.randrange(3)}", source=f"a:{n}") for n in range(200)]
+    replies: dict[str, dict[str, str]] = {}
+    for row in rows:
+        asked, said = (message.content for message in row.messages)
+        replies.setdefault(asked, {}).setdefault(said, row.source or "")
+    expected: list[Verdict] = []
+    for row in rows:
+        asked, said = (message.content for message in row.messages)
+        other = next((where for reply, where in replies[asked].items() if reply != said), None)
+        detail = f"its prompt has {len(replies[asked])} different replies, another is that of {other}"
+        expected.append(("conflicting_reply", detail) if other else None)
+    assert judge("conflicting", rows) == expected
+    assert 0 < sum(each is None for each in expected) < 100
+
+
+def test_filters_of_sets_read_rows_in_order_and_go_back_to_those_alone_that_are_named():
+    class Counted(Sequence[Conversation]):
+        """Rows that lie elsewhere: read in order, or one at a time."""
+
+        def __init__(self, rows: list[Conversation]) -> None:
+            self.rows, self.looked_up, self.passes = rows, [], 0
+
+        def __len__(self) -> int:
+            return len(self.rows)
+
+        def __getitem__(self, index: Any) -> Any:
+            self.looked_up.append(index)
+            return self.rows[index]
+
+        def __iter__(self) -> Iterator[Conversation]:
+            self.passes += 1
+            return iter(self.rows)
+
+    told = [
+        pair(f"tell me everything about topic number {n % 9} and {n % 9} again please", f"reply {n % 9}")
+        for n in range(12)
+    ]
+    for written in ({"exact": "prompt"}, {"rouge_l": 0.9}, {"minhash": 0.9}):
+        rows = Counted(told)
+        (options,) = Curate.model_validate({"filters": [written]}).filters
+        built = build_filter(options, context())
+        assert isinstance(built, SetFilter)
+        verdicts = list(built.judge_all(rows))
+        assert [verdict is not None for verdict in verdicts] == [False] * 9 + [True] * 3
+        assert (rows.passes, rows.looked_up) == (1, [0, 1, 2])
+
+
+def test_the_input_begins_where_the_reader_put_it_not_at_the_first_blank_line():
+    text = "Sort these.\n\nKeep their case.\n\nb, a"
+    assert instruction_and_input(pair(text)) == ("Sort these.", "Keep their case.\n\nb, a")
+    at = text.index("b, a")
+    assert instruction_and_input(pair(text, metadata={"input_at": at})) == ("Sort these.\n\nKeep their case.", "b, a")
+    assert instruction_and_input(pair(text, metadata={"input_at": 3})) == ("Sort these.", "Keep their case.\n\nb, a")

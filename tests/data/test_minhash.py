@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,13 +12,25 @@ import pytest
 from tunesmith.data import minhash
 from tunesmith.data.matches import Matches
 from tunesmith.data.minhash import find_near
+from tunesmith.errors import DataError
 from tunesmith.text.rouge import unicode_tokens
 
 pytest.importorskip("numba")
 
 
+@pytest.fixture(autouse=True)
+def compiled_from_the_first_row(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(minhash, "COMPILED_FROM", 0)
+
+
 def near(texts: list[str], num_threads: int = 1) -> Matches:
-    return find_near(texts, threshold=0.7, ngram=5, num_bands=16, rows_per_band=8, num_threads=num_threads, rng_seed=1)
+    return near_of(texts, num_threads)
+
+
+def near_of(texts: Iterable[str], num_threads: int = 1, folder: Path | None = None) -> Matches:
+    return find_near(
+        texts, threshold=0.7, ngram=5, num_bands=16, rows_per_band=8, num_threads=num_threads, rng_seed=1, folder=folder
+    )
 
 
 def jaccard(a: str, b: str) -> float:
@@ -75,6 +89,44 @@ def test_a_chain_is_one_cluster_and_its_scores_are_against_the_row_that_stays():
     matches = near(texts)
     assert matches.cluster.tolist() == [0, 0, 0, 0, 0]
     assert matches.score[4] == jaccard(texts[0], texts[4]) < 0.7
+
+
+def test_texts_are_read_once_and_few_of_them_at_a_time():
+    texts, origins = planted(random.Random(4), 13_000)
+    reads: list[int] = []
+    unread = iter(texts)
+
+    def generated() -> Iterator[str]:
+        for number, text in enumerate(unread):
+            reads.append(number)
+            yield text
+
+    matches = near_of(generated(), num_threads=2)
+    assert matches.cluster.tolist() == origins
+    assert reads == list(range(13_000))
+
+
+def test_pairs_that_are_forgotten_as_refused_change_nothing(monkeypatch: pytest.MonkeyPatch):
+    rng = random.Random(8)
+    words = [f"w{number}" for number in range(40)]
+    texts = []  # a template of 30 words with 6 of its own: many candidates, few of them alike
+    for _ in range(300):
+        own = rng.choices(words, k=6)
+        place = rng.randrange(30)
+        texts.append(
+            " ".join([*(f"t{number}" for number in range(place)), *own, *(f"t{number}" for number in range(place, 30))])
+        )
+    remembered = near(texts)
+    monkeypatch.setattr(minhash, "_REFUSED_AT_MOST", 3)
+    forgotten = near(texts)
+    assert forgotten.dup_of.tolist() == remembered.dup_of.tolist()
+    assert 0 < remembered.num_duplicates < 299
+
+
+def test_a_full_disk_is_said_with_its_folder(tmp_path: Path):
+    with pytest.raises(DataError, match="no temporary file could be written") as caught:
+        near_of(["a", "b"], folder=tmp_path / "absent")
+    assert caught.value.where == str(tmp_path / "absent")
 
 
 def test_no_rows_and_one_row_are_no_special_case():

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from tunesmith.data import semantic
 from tunesmith.data.matches import Matches
 from tunesmith.data.semantic import Keep, find_semantic, find_semantic_vectors, kmeans, wordllama_embedder
 
@@ -69,3 +71,16 @@ def test_the_vectors_of_the_wheel_bring_a_paraphrase_nearer_than_a_stranger():
     cosines = vectors @ vectors.T
     assert np.diag(cosines) == pytest.approx(1, abs=1e-5)
     assert cosines[0, 1] > 0.5 > cosines[0, 2]
+
+
+def test_the_vectors_are_those_of_the_wheels_own_embedding(monkeypatch: pytest.MonkeyPatch):
+    wordllama = pytest.importorskip("wordllama")
+    texts = ["How do I repair my bicycle?", "", "你好，世界", "one", "many words " * 40]
+    folder = Path(wordllama.__file__).parent
+    own = wordllama.WordLlama.load(cache_dir=folder, disable_download=True).embed(texts, norm=False)
+    length = np.linalg.norm(own, axis=1, keepdims=True)
+    plain = wordllama_embedder()(texts)
+    assert plain == pytest.approx(own / np.where(length > 0, length, 1), abs=1e-6)
+    pytest.importorskip("numba")
+    monkeypatch.setattr(semantic, "_COMPILED_FROM", 0)
+    assert wordllama_embedder()(texts).tolist() == plain.tolist()

@@ -11,19 +11,20 @@ import pytest
 from generating.workbench import SEEDS, FunctionClient, generate, last, seed, words
 from tunesmith.errors import DataError, RecipeError
 from tunesmith.generating import GENERATORS
-from tunesmith.generating.constraints import rows_schema
+from tunesmith.generating.constraints import message_like, rows_schema
 from tunesmith.generating.estimate import estimate, max_requests
 from tunesmith.generating.evolve import reply_fault
 from tunesmith.generating.personas import attributes, draw_persona
 from tunesmith.generating.prompt_files import load_prompt
 from tunesmith.generating.question_response import without_repetition
+from tunesmith.generating.terms import Stamp, Terms
 from tunesmith.protocols import Price
 from tunesmith.recipe import Generate
 from tunesmith.types import Conversation, Message, Task, TeacherRequest
 
 PROMPTS = (
-    "three_step", "question_response", "dialogue", "maths", "evolve", "personas", "back_translate", "translate",
-    "documents",
+    "three_step", "label_first", "question_response", "dialogue", "maths", "evolve", "personas", "back_translate",
+    "translate", "documents", "repair",
 )  # fmt: skip
 
 
@@ -74,6 +75,14 @@ def test_three_step_writes_labels_before_inputs_and_drops_contradictions(tmp_pat
     assert len(asked) == 5
     assert "How do I patch a bicycle tyre?" in asked[0]
     assert [request.sampling.temperature for request in found.asked] == [1.0, 0.0, 1.0, 0.0, 1.0]
+
+
+def test_cases_beyond_those_that_were_asked_for_are_rejected_and_not_lost(tmp_path: Path) -> None:
+    script = three_step_script()
+    script[-1]["text"] += '\n{"input": "Cutting a pipe", "output": "A hacksaw."}'
+    found = generate("three_step", script, tmp_path, rows_per_request=2, num_seeds_shown=8)
+    assert found.reasons == ["contradiction", "contradiction", "surplus"]
+    assert "A hacksaw." in found.rejected[2].raw
 
 
 def test_three_step_shows_one_kept_instruction_in_four_from_the_second_round_on(tmp_path: Path) -> None:
@@ -486,7 +495,9 @@ def test_local_teachers_are_held_to_a_schema_and_others_where_the_recipe_says_so
     held = generate("self_instruct", answer, tmp_path, num_rows=1, constrain=True)
     local = generate("self_instruct", answer, tmp_path, num_rows=1, teacher={"kind": "local", "script": None})
     assert free.asked[0].sampling.json_schema is None
-    assert held.asked[0].sampling.json_schema == local.asked[0].sampling.json_schema == rows_schema(5, None)
+    expected = rows_schema(5, None, message_like([row.messages[0].content for row in SEEDS]))
+    assert held.asked[0].sampling.json_schema == local.asked[0].sampling.json_schema == expected
+    assert expected["items"]["properties"]["input"] == {"type": "string", "minLength": 1, "maxLength": 200}
 
 
 @pytest.mark.parametrize(
@@ -510,6 +521,8 @@ def universal(request: TeacherRequest) -> str:
     text, number = last(request), len(words(request, 1))
     if request.prefix_only:
         return "Tell me " + words(request, 6)
+    if "The message: about" in text:
+        return json.dumps({"message": words(request, 6)})
     if "yes or no" in text:
         return "No"
     if "one digit" in text:
@@ -552,6 +565,9 @@ def test_a_longer_order_begins_with_the_rows_and_requests_of_a_shorter_one(tmp_p
         files = {"source.txt": source} if generator == "responses" else {"many": folder}
     many = [seed(f"seed {n} {'abcdefgh'[n % 8] * 5} {n * 7}", f"reply {n}") for n in range(30)]
     task = Task(description="Help.", system_prompt="Be brief.")
+    if generator == "label_first":
+        many = [seed(f"seed {n} {'abcdefgh'[n % 8] * 5}", json.dumps({"even": n % 2 == 0})) for n in range(30)]
+        task = task.model_copy(update={"output_schema": {"properties": {"even": {"type": "boolean"}}}})
 
     def run(num_rows: int) -> Any:
         return generate(generator, universal, tmp_path, num_rows=num_rows, seeds=many, task=task, files=files)
@@ -564,6 +580,28 @@ def test_a_longer_order_begins_with_the_rows_and_requests_of_a_shorter_one(tmp_p
     asked_short, asked_long = ({request.key("t") for request in found.asked} for found in (short, long))
     assert asked_short <= asked_long
     assert all(isinstance(row, Conversation) for row in long.kept)
+
+
+@pytest.mark.parametrize("generator", sorted(set(GENERATORS) - {"distill", "maths", "magpie"}))
+def test_the_licence_of_what_a_row_was_made_from_goes_with_it(tmp_path: Path, generator: str) -> None:
+    many = [
+        seed(f"seed {n} {'abcdefgh'[n % 8] * 5}", json.dumps({"even": n % 2 == 0}), licence="cc-by-4.0")
+        for n in range(30)
+    ]
+    task = Task(description="Help.", system_prompt="Be brief.")
+    if generator == "label_first":
+        task = task.model_copy(update={"output_schema": {"properties": {"even": {"type": "boolean"}}}})
+    texts = tmp_path / "texts.jsonl"
+    lines = [
+        {"text": f"line {n} of {'abcdefghijklmnopqrstuvwxyz'[n % 26] * 4}", "license": "odbl-1.0"} for n in range(20)
+    ]
+    texts.write_text("\n".join(map(json.dumps, lines)))
+    files = {"texts.jsonl": texts} if generator in NEEDS_FILES else {}
+    found = generate(generator, universal, tmp_path, num_rows=8, seeds=many, task=task, files=files)
+    stamped = [Stamp([Terms("yes", "x", "apache-2.0")], many)(row) for row in found.kept]
+    assert len(stamped) == 8
+    expected = "odbl-1.0 AND apache-2.0" if files else "cc-by-4.0 AND apache-2.0"
+    assert {row.licence for row in stamped} == {expected}
 
 
 @pytest.mark.parametrize("generator", sorted(GENERATORS))

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections.abc import AsyncGenerator, Callable
 
 import pytest
 
 from tunesmith.errors import BudgetExceeded, TeacherError
-from tunesmith.generating.in_order import Patience, answers_in_order
+from tunesmith.generating.in_order import Patience, results_in_order
 from tunesmith.types import Completion, Message, SamplingParams, TeacherRequest
 
 
@@ -39,9 +40,14 @@ def requests(count: int) -> list[TeacherRequest]:
     return [TeacherRequest(messages=message, sampling=SamplingParams(), sample_index=n) for n in range(count)]
 
 
+def answers(client: Client, may_begin: Callable[[int], bool], **options: int) -> AsyncGenerator[Completion]:
+    asked = requests(options.pop("count", 50))
+    return results_in_order(asked, client.ask, may_begin, **{"concurrency": 8, **options})
+
+
 async def test_answers_come_in_the_order_of_the_requests_with_many_in_flight() -> None:
     client = Client()
-    found = [c.text async for _, c in answers_in_order(client, requests(50), lambda in_flight: in_flight < 8)]
+    found = [c.text async for c in answers(client, lambda in_flight: in_flight < 8)]
     assert found == [str(number) for number in range(50)]
     assert client.begun == list(range(50))
     assert client.most_out == 8
@@ -53,7 +59,7 @@ async def test_no_request_is_begun_that_could_turn_out_to_be_needless() -> None:
     def needed(in_flight: int) -> bool:
         return in_flight * 5 < 23 - len(kept)
 
-    async for _ in answers_in_order(client, requests(50), needed):
+    async for _ in answers(client, needed):
         kept += [0, 0]
     assert len(kept) >= 23
     assert len(client.begun) == 12
@@ -61,16 +67,33 @@ async def test_no_request_is_begun_that_could_turn_out_to_be_needless() -> None:
 
 async def test_a_hard_stop_ends_after_the_answers_before_it() -> None:
     client = Client(stop_at=7)
-    found = [c.text async for _, c in answers_in_order(client, requests(50), lambda in_flight: in_flight < 20)]
+    found = [c.text async for c in answers(client, lambda in_flight: in_flight < 20)]
     assert found == [str(number) for number in range(7)]
+
+
+async def test_a_client_of_any_width_is_kept_busy_while_the_first_answer_is_late() -> None:
+    gate = asyncio.Event()
+
+    class Wide(Client):
+        async def ask(self, request: TeacherRequest) -> Completion:
+            if request.sample_index == 0:
+                await gate.wait()
+            if len(self.begun) == 5998:
+                gate.set()
+            return await super().ask(request)
+
+    client = Wide()
+    found = [c.text async for c in answers(client, lambda in_flight: True, concurrency=2000, count=6000)]
+    assert found == [str(number) for number in range(6000)]
+    assert client.begun[-1] == 0, "5,999 others were begun before the first one was answered"
 
 
 async def test_leaving_early_leaves_nothing_running() -> None:
     client = Client()
-    answers = answers_in_order(client, requests(50), lambda in_flight: in_flight < 8)
-    async for _ in answers:
+    coming = answers(client, lambda in_flight: in_flight < 8)
+    async for _ in coming:
         break
-    await answers.aclose()
+    await coming.aclose()
     assert client.out == 0
 
 

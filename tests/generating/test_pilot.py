@@ -10,7 +10,7 @@ import pytest
 from tunesmith.generating.pilot import forecast, pace_of
 
 COUNTS = {"requests": 8, "kept": 20, "rows_parsed": 30, "rejected_rouge_l": 5, "rejected_surplus": 5}
-FACTS = {"num_requests": 8, "prompt_tokens": 3000, "completion_tokens": 2000, "cost_usd": 0.04}
+FACTS = {"num_requests": 8, "num_repaired": 2, "prompt_tokens": 3000, "completion_tokens": 2000, "cost_usd": 0.04}
 
 
 def test_the_full_order_goes_at_the_rates_of_the_pilot() -> None:

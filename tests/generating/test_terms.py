@@ -20,6 +20,8 @@ def options(**changes) -> Generate:
     ("licence", "may_train"),
     [("apache-2.0 upstream; the packages declare none", "yes"), ("MIT", "yes"), ("llama3.1", "with_conditions"),
      ("llama2", "no"), ("Llama-3-community", "no"), ("cc-by-nc-4.0", "no"), ("gemma", "with_conditions"),
+     ("tongyi-qianwen", "no"), ("tongyi-qianwen-research", "no"), ("tencent-hunyuan-community", "no"), ("mnpl-0.1", "no"),
+     ("bigcode-openrail-m", "with_conditions"), ("cc-by-nc-sa-4.0", "no"), ("cc-by-sa-4.0", "yes"), ("qwen", "unknown"),
      ("not stated", "unknown"), (None, "unknown")],
 )  # fmt: skip
 def test_the_licence_of_the_weights_decides_for_a_local_teacher(licence: str | None, may_train: str) -> None:
@@ -54,3 +56,23 @@ def test_a_row_carries_the_licences_of_its_seeds_and_the_strictest_terms() -> No
     assert row.licence == "cc-by-4.0 AND apache-2.0"
     assert row.metadata["teacher_may_train"] == "no_competitors"
     assert Stamp([Terms("unknown", "z")], [])(seed("new", "row")).licence is None
+
+
+@pytest.mark.parametrize(
+    ("licences", "terms", "brought", "expected"),
+    [
+        (["cc0-1.0"], "yes", {}, True),
+        (["cc0-1.0", None], "yes", {}, False),
+        (["cc-by-nc-4.0"], "yes", {}, False),
+        (["cc0-1.0"], "no_competitors", {}, False),
+        (["cc0-1.0"], "yes", {"commercial_use": False}, False),
+        (["cc0-1.0"], "yes", {"teacher_may_train": "no"}, False),
+        ([], "with_conditions", {}, True),
+    ],
+)
+def test_a_row_is_commercially_usable_where_every_teacher_and_every_example_is_known_to_allow_it(
+    licences: list[str | None], terms: str, brought: dict[str, object], expected: bool
+) -> None:
+    seeds = [seed(f"a{number}", "b", licence=licence) for number, licence in enumerate(licences)]
+    made = seed("new", "row", metadata={"seeds": [one.id for one in seeds], **brought})
+    assert Stamp([Terms(terms, "x")], seeds)(made).metadata["commercial_use"] is expected

@@ -24,19 +24,32 @@ def test_a_single_text_loses_its_wrapping(answer: str, text: str) -> None:
 
 
 def test_a_list_is_read_numbered_bare_or_as_json() -> None:
-    assert list_of_texts("Here they are:\n1. One\n2) Two\n\n3、三", cut=False) == ["One", "Two", "三"]
-    assert list_of_texts("One\nTwo", cut=False) == ["One", "Two"]
-    assert list_of_texts('```json\n["One", "Two 2. x"]\n```', cut=False) == ["One", "Two 2. x"]
+    assert list_of_texts("Here they are:\n1. One\n2) Two\n\n3、三", cut=False, most=5) == ["One", "Two", "三"]
+    assert list_of_texts("One\nTwo", cut=False, most=5) == ["One", "Two"]
+    assert list_of_texts('```json\n["One", "Two 2. x"]\n```', cut=False, most=5) == ["One", "Two 2. x"]
+    assert list_of_texts('[{"question": "One?"}, {"id": 2, "question": "Two?"}]', cut=False, most=5) == ["One?", "Two?"]
+    assert list_of_texts('{"question": "One?"}\n{"question": "Two?"}', cut=False, most=5) == ["One?", "Two?"]
 
 
 def test_the_last_text_of_a_cut_list_is_broken_and_an_empty_answer_unreadable() -> None:
-    first, second = list_of_texts("1. One\n2. Tw", cut=True)
+    first, second = list_of_texts("1. One\n2. Tw", cut=True, most=5)
     assert first == "One"
     assert isinstance(second, Broken)
     assert second.reason == "cut_off"
-    (nothing,) = list_of_texts(" ", cut=False)
+    assert list_of_texts('["One", "Two"] and then', cut=True, most=5) == ["One", "Two"]
+    (nothing,) = list_of_texts(" ", cut=False, most=5)
     assert isinstance(nothing, Broken)
     assert nothing.reason == "unreadable"
+
+
+def test_texts_nobody_asked_for_and_empty_ones_are_pieces_of_their_own() -> None:
+    one, empty, more = list_of_texts('["One", " ", "Three"]', cut=False, most=2)
+    assert one == "One"
+    assert isinstance(empty, Broken) and isinstance(more, Broken)
+    assert (empty.reason, more.reason, more.text) == ("empty", "surplus", "Three")
+    (alone,) = list_of_texts('["\\n"]', cut=False, most=2)
+    assert isinstance(alone, Broken)
+    assert alone.reason == "empty"
 
 
 @pytest.mark.parametrize(

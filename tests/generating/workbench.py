@@ -36,8 +36,29 @@ SEEDS = [
 ]
 
 
-class ScriptedClient:
+class Repairing:
+    """The second try as the real client has it, without its ledger."""
+
+    identity: str
+    asked: list[TeacherRequest]
+
+    async def ask(self, request: TeacherRequest) -> Completion:
+        raise NotImplementedError
+
+    async def ask_repaired(
+        self, request: TeacherRequest, fault: Callable[[Completion], str | None]
+    ) -> tuple[Completion, ...]:
+        first = await self.ask(request)
+        if first.finish_reason in ("error", "length") or (wrong := fault(first)) is None:
+            return (first,)
+        shown = Message(role="assistant", content=first.text), Message(role="user", content=wrong)
+        return first, await self.ask(request.model_copy(update={"messages": (*request.messages, *shown)}))
+
+
+class ScriptedClient(Repairing):
     """The scripted teacher as a client that pays once per key and remembers what was asked."""
+
+    concurrency = 8
 
     def __init__(self, script: Path) -> None:
         self._teacher = ScriptedTeacher(script, price=Price(0, 0), where="recipe.generate.teacher")
@@ -52,10 +73,11 @@ class ScriptedClient:
         return await self._teacher.complete(request)
 
 
-class FunctionClient:
+class FunctionClient(Repairing):
     """A teacher that answers with a function of the request, a little out of order."""
 
     identity = "function"
+    concurrency = 8
 
     def __init__(self, answer: Answer) -> None:
         self._answer = answer
@@ -95,6 +117,7 @@ def generate(
     task: Task | None = None,
     files: dict[str, Path] | None = None,
     user_client: Any = None,
+    detect_language: Any = None,
     **options: Any,
 ) -> Outcome:
     """Run it until it ends. A script is lines of the scripted teacher, or a function of the request."""
@@ -113,7 +136,7 @@ def generate(
         novelty.add(novelty_text(row))
     ctx = GenerationContext(
         task or Task(), rows, client, novelty, section.rng_seed, outcome.kept.append, outcome.rejected.append,
-        files or {}, user_client,
+        files or {}, user_client, detect_language,
     )  # fmt: skip
     run = GENERATORS.load(generator)
     outcome.task = asyncio.run(run(section, ctx, num_rows))

@@ -16,6 +16,7 @@ import pytest
 from gguf_files import HEADER, gguf
 
 from tunesmith.errors import DataError, EngineError, ModelError
+from tunesmith.inference import llama_cpp
 from tunesmith.inference.gguf_header import GgufHeader, read_header
 from tunesmith.inference.llama_call import LlamaCall, check_schema
 from tunesmith.inference.llama_cpp import LlamaCppEngine
@@ -175,6 +176,25 @@ async def _collect(engine: LlamaCppEngine, prompt: Prompt, sampling: SamplingPar
 
 def _text(chunks: list[Chunk]) -> str:
     return "".join(chunk.text for chunk in chunks)
+
+
+@pytest.mark.parametrize(
+    ("gained", "free"),
+    [([0, 0], 1), ([2, 1], 1), ([5, 5], 2), ([5, 0], 1), ([3, 1], 1), ([4, 4], 2)],  # of 5 ticks each, on two cores
+)
+def test_a_local_model_gets_as_many_threads_as_cores_are_free(
+    monkeypatch: pytest.MonkeyPatch, gained: list[int], free: int
+) -> None:
+    seen = iter([{0: 100, 1: 200}, {0: 100 + gained[0], 1: 200 + gained[1]}])
+    monkeypatch.setattr(llama_cpp, "_idle_ticks", lambda: next(seen))
+    monkeypatch.setattr(llama_cpp, "_usable_cores", lambda: 2)
+    assert llama_cpp.free_cores(5 / llama_cpp._TICKS_PER_SECOND) == free
+
+
+def test_where_the_system_does_not_tell_all_cores_count_as_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(llama_cpp, "_idle_ticks", dict)
+    monkeypatch.setattr(llama_cpp, "_usable_cores", lambda: 7)
+    assert llama_cpp.free_cores(0.0) == 7
 
 
 @pytest.mark.real

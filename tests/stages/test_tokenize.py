@@ -191,7 +191,7 @@ def test_a_model_without_a_template_asks_for_one(tmp_path, model_dir, monkeypatc
     (bare / "chat_template.jinja").unlink()
     with pytest.raises(RecipeError, match="'bare' has no chat template of its own") as caught:
         run(tmp_path, make_inputs(tmp_path, bare, monkeypatch, ROWS), ctx)
-    assert "alpaca, belle, chatml" in str(caught.value.hint)
+    assert "alpaca, alpaca-lora, alpaca-short, belle, chatml" in str(caught.value.hint)
 
 
 def test_stripped_thoughts_are_warned_of(tmp_path, inputs, ctx, sink):

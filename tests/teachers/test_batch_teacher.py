@@ -159,3 +159,32 @@ async def test_a_batch_that_is_refused_as_a_whole_stops_with_the_endpoints_words
         with pytest.raises(TeacherError, match="no such model"):
             await ask_all(fake, tmp_path / "a.jsonl", ["a"])
     assert Ledger(tmp_path / "a.jsonl").spent_usd == 0
+
+
+async def test_everything_a_batch_said_and_log_probabilities_are_kept(tmp_path: Path) -> None:
+    top = [{"token": "A", "logprob": -0.25}]
+
+    def answer(body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        choice = {"finish_reason": "stop", "message": {"content": "A", "reasoning": "because"}}
+        choice["logprobs"] = {"content": [{**top[0], "top_logprobs": top}]}
+        return 200, say("A", choices=[choice], model="m-2026-11-01")
+
+    async with serve_batches(answer=answer) as fake:
+        client, ledger = client_at(fake, tmp_path / "a.jsonl")
+        completion = await client.ask(request("a", top_logprobs=3))
+        await client.aclose()
+        ledger.close()
+    lines = [json.loads(line) for line in (tmp_path / "a.jsonl").read_bytes().splitlines()]
+    raw = next(line["raw"] for line in lines if line["event"] == "answer")
+    assert (raw["model"], raw["choices"][0]["message"]["reasoning"]) == ("m-2026-11-01", "because")
+    assert completion.top_logprobs == [{"A": -0.25}]
+
+
+async def test_the_header_of_a_user_turn_is_refused_and_no_batch_goes_out(tmp_path: Path) -> None:
+    async with serve_batches(answer=echo) as fake:
+        client, ledger = client_at(fake, tmp_path / "a.jsonl")
+        completion = await client.ask(request("a").model_copy(update={"prefix_only": True}))
+        await client.aclose()
+        ledger.close()
+    assert "prefix_only" in (completion.error or "")
+    assert len(fake.batches) == 0

@@ -14,6 +14,8 @@ import tunesmith.teachers.lanes as lanes_module
 from teachers.fake_openai import FakeOpenAI, Fault, say, serve
 from tunesmith.errors import TeacherError
 from tunesmith.protocols import Price
+from tunesmith.recipe import Runtime, TeacherSection
+from tunesmith.stages.teacher import concurrency_of
 from tunesmith.teachers.ledger import Ledger, LedgerClient
 from tunesmith.teachers.openai import Endpoint, OpenAITeacher
 from tunesmith.types import Completion, Message, SamplingParams, TeacherRequest
@@ -131,19 +133,20 @@ async def test_many_random_refusals_end_with_every_answer() -> None:
 
 async def test_spend_stays_within_the_cap_with_a_thousand_in_flight_at_a_real_endpoint(tmp_path: Path) -> None:
     worst = PRICE.cost(len(b"0000") + 16, 50)
-    cap = 700 * worst
+    cap = 1200 * worst  # room for a thousand reservations at once
 
     def answer(body: dict[str, Any]) -> dict[str, Any]:
         used = int(body["messages"][-1]["content"]) % 50 + 1
         return say("x", usage={"prompt_tokens": 20, "completion_tokens": used})
 
-    async with serve(answer=answer, delay=lambda body: 0.05) as fake:
+    async with serve(answer=answer, delay=lambda body: 0.5) as fake:
         teacher = teacher_of(Endpoint(fake.base_url, None, PRICE), concurrency=1000)
         client, ledger = client_of(teacher, tmp_path / "a.jsonl", concurrency=1000, budget_usd=cap)
-        asked = (client.ask(request(f"{n:04}")) for n in range(1500))
+        asked = (client.ask(request(f"{n:04}")) for n in range(3000))
         answers = await asyncio.gather(*asked, return_exceptions=True)
         await client.aclose()
         ledger.close()
+    assert fake.most_in_flight >= 900
     billed = sum(PRICE.cost(prompt, completion) for prompt, completion in fake.billed_tokens)
     assert sum(isinstance(one, Completion) for one in answers) == len(fake.billed_tokens)
     assert billed <= cap
@@ -221,3 +224,32 @@ async def test_keys_reach_no_file_no_note_and_no_repr(tmp_path: Path) -> None:
     assert "canary" not in shown
     assert b"canary" not in on_disk
     assert fake.num_asked == 5
+
+
+async def test_a_refused_request_leaves_its_place_to_another_one_while_it_waits(tmp_path: Path) -> None:
+    runtime = Runtime(teacher_concurrency=1)
+    at_hand = concurrency_of(TeacherSection(model="m"), runtime)
+    async with serve([Fault("status", 429, headers={"Retry-After": "0.4"})]) as fake:
+        teacher = teacher_of(Endpoint(fake.base_url, None, PRICE), concurrency=1)
+        client, ledger = client_of(teacher, tmp_path / "a.jsonl", concurrency=at_hand)
+        await asyncio.gather(*(client.ask(request(text)) for text in "abc"))
+        await client.aclose()
+        ledger.close()
+    assert [body["messages"][0]["content"] for body in fake.asked] == ["a", "b", "c", "a"]
+    assert fake.most_in_flight == 1
+
+
+async def test_log_probabilities_are_on_file(tmp_path: Path) -> None:
+    top = [{"token": "5", "logprob": -0.5}, {"token": " 4", "logprob": -1.5}]
+    choice = {"finish_reason": "stop", "message": {"content": "5"}, "logprobs": {"content": [{"top_logprobs": top}]}}
+    asked = request("how good?").model_copy(update={"sampling": SamplingParams(max_tokens=4, top_logprobs=2)})
+    answers: list[Completion] = []
+    async with serve(answer=lambda body: say("5", choices=[choice])) as fake:
+        for _ in range(2):
+            client, ledger = client_of(teacher_of(Endpoint(fake.base_url, None, PRICE)), tmp_path / "a.jsonl")
+            answers.append(await client.ask(asked))
+            await client.aclose()
+            ledger.close()
+    assert answers[0] == answers[1]
+    assert answers[1].top_logprobs == [{"5": -0.5, " 4": -1.5}]
+    assert fake.num_asked == 1

@@ -38,9 +38,9 @@ def test_rate_limit_headers_are_read_and_halves_of_them_are_not() -> None:
 
 
 def test_a_pause_in_milliseconds_wins_over_one_in_seconds() -> None:
-    assert retry_after_seconds({"Retry-After-Ms": "250", "Retry-After": "1"}) == 0.25
-    assert retry_after_seconds({"Retry-After": "7"}) == 7
-    assert retry_after_seconds({"Retry-After": "later"}) is None
+    assert retry_after_seconds({"retry-after-ms": "250", "retry-after": "1"}) == 0.25
+    assert retry_after_seconds({"retry-after": "7"}) == 7
+    assert retry_after_seconds({"retry-after": "later"}) is None
 
 
 @pytest.mark.parametrize("per_minute", [30, 600, 6000])

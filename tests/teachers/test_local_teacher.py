@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Sequence
 import pytest
 
 from tunesmith.errors import EngineError
-from tunesmith.protocols import Chunk, Price, Prompt
+from tunesmith.protocols import Chunk, Price, Prompt, TokenLogprob
 from tunesmith.teachers.local import LocalTeacher
 from tunesmith.types import Message, SamplingParams, TeacherRequest
 
@@ -91,3 +91,24 @@ async def test_a_refused_request_is_data_and_a_dead_engine_is_an_error() -> None
     assert (refused.finish_reason, refused.error) == ("error", "bad schema")
     with pytest.raises(EngineError, match="died"):
         await teacher_of(Engine(fault=EngineError("died"), alive=False)).complete(request())
+
+
+async def test_log_probabilities_of_the_engine_are_passed_on_where_they_are_wanted() -> None:
+    def entry(text: str, logprob: float, *top: TokenLogprob) -> TokenLogprob:
+        return TokenLogprob(1, text, text.encode(), logprob, top)
+
+    class Judge(Engine):
+        async def stream(
+            self, prompt: Prompt, sampling: SamplingParams, *, top_logprobs: int | None = None
+        ) -> AsyncIterator[Chunk]:
+            likely = (entry("4", -0.1), entry("5", -2.0), entry("5", -7.0), entry("6", float("-inf")))[:top_logprobs]
+            found = (entry("4", -0.1, *likely),) if top_logprobs is not None else ()
+            yield Chunk(text="4", logprobs=found)
+            yield Chunk(finish_reason="stop", prompt_tokens=3, completion_tokens=1)
+
+    teacher = teacher_of(Judge())
+    wanted = await teacher.complete(request(top_logprobs=4))
+    two = await teacher.complete(request(top_logprobs=2))
+    unwanted = await teacher.complete(request())
+    assert wanted.top_logprobs == two.top_logprobs == [{"4": -0.1, "5": -2.0}]
+    assert (unwanted.text, unwanted.top_logprobs) == ("4", None)

@@ -287,3 +287,92 @@ async def test_a_try_that_may_have_been_billed_is_counted_and_stops_at_the_budge
     assert budget.spent_usd <= worst * 2.5
     assert marks == pytest.approx([worst, worst])
     assert kept and kept[0].startswith(b'{"id": "x"')
+
+
+def logprobs(*places: dict[str, float | None]) -> dict[str, Any]:
+    entries = [[{"token": text, "logprob": value, "bytes": None} for text, value in place.items()] for place in places]
+    return {"content": [{**entry[0], "top_logprobs": entry} for entry in entries], "refusal": None}
+
+
+def say_with(found: Any, text: str = "3") -> dict[str, Any]:
+    return say(text, choices=[{"finish_reason": "stop", "message": {"content": text}, "logprobs": found}])
+
+
+async def test_log_probabilities_are_asked_for_where_they_are_wanted_and_read() -> None:
+    async with serve(answer=lambda body: say_with(logprobs({"3": -0.1, "4": -2.5}, {".": -0.2}))) as fake:
+        wanted = await ask(fake, request(top_logprobs=7))
+        unwanted = await ask(fake, request())
+    assert (fake.asked[0]["logprobs"], fake.asked[0]["top_logprobs"]) == (True, 7)
+    assert not {"logprobs", "top_logprobs"} & fake.asked[1].keys()
+    assert wanted.top_logprobs == [{"3": -0.1, "4": -2.5}, {".": -0.2}]
+    assert unwanted.top_logprobs is None
+
+
+@pytest.mark.parametrize(
+    "found", [None, {"content": None}, {"content": []}, {"tokens": ["3"], "top_logprobs": [{"3": -0.1}]}]
+)
+async def test_an_endpoint_that_passes_over_the_wish_for_log_probabilities_is_noted_once(found: Any) -> None:
+    notes: list[str] = []
+    async with serve(answer=lambda body: say_with(found)) as fake:
+        teacher = teacher_at(fake, notify=notes.append)
+        answers = [await teacher.complete(request(text, top_logprobs=5)) for text in "ab"]
+        await teacher.aclose()
+    assert [(answer.text, answer.top_logprobs) for answer in answers] == [("3", None)] * 2
+    assert notes == [f"the endpoint {fake.base_url} gives no log-probabilities: answers are read from their text alone"]
+
+
+async def test_values_that_are_no_log_probability_are_left_out() -> None:
+    async with serve(answer=lambda body: say_with(logprobs({"3": -0.1, "4": None}))) as fake:
+        answer = await ask(fake, request(top_logprobs=5))
+    assert answer.top_logprobs == [{"3": -0.1}]
+
+
+async def test_an_endpoint_with_a_lower_bound_is_asked_for_fewer_and_one_without_for_none() -> None:
+    bound = Fault("status", 400, '{"error": {"message": "top_logprobs must be at most 5"}}')
+    never = Fault("status", 422, '{"detail": "Extra inputs are not permitted: logprobs"}')
+    notes: list[str] = []
+    async with serve([bound], answer=lambda body: say_with(logprobs({"3": -0.1}))) as fake:
+        fewer = await ask(fake, request(top_logprobs=20), notify=notes.append)
+    async with serve([never]) as other:
+        none = await ask(other, request(top_logprobs=20), notify=notes.append)
+    assert [body["top_logprobs"] for body in fake.asked] == [20, 5]
+    assert fewer.top_logprobs == [{"3": -0.1}]
+    assert "logprobs" not in other.asked[1]
+    assert (none.text, none.top_logprobs) == ("hello", None)
+    assert len(notes) == 2
+    assert "refuses 20 log-probabilities a token and is asked for 5" in notes[0]
+
+
+async def test_the_header_of_a_user_turn_is_refused_and_nothing_is_sent() -> None:
+    async with serve() as fake:
+        completion = await ask(fake, request().model_copy(update={"prefix_only": True}))
+    assert (completion.finish_reason, fake.num_asked) == ("error", 0)
+    assert "prefix_only" in (completion.error or "")
+
+
+async def test_what_an_endpoint_does_not_take_is_noted_once_however_many_are_in_flight() -> None:
+    notes: list[str] = []
+    refusal = Fault("status", 400, '{"error": {"message": "seed is not supported"}}')
+    async with serve([refusal] * 4, delay=lambda body: 0.02) as fake:
+        teacher = teacher_at(fake, notify=notes.append)
+        answers = await asyncio.gather(*(teacher.complete(request(text, rng_seed=1)) for text in "abcdef"))
+        await teacher.aclose()
+    assert [answer.text for answer in answers] == ["hello"] * 6
+    assert notes == [f"the endpoint {fake.base_url} does not take `seed` and is asked without it"]
+
+
+async def test_an_adaptive_start_is_small_and_grows_with_what_comes_back() -> None:
+    seen: list[int] = []
+
+    async with serve(delay=lambda body: 0.05) as fake:
+
+        def answer(body: dict[str, Any]) -> dict[str, Any]:
+            seen.append(fake.num_asked)
+            return say("hello")
+
+        fake.answer = answer
+        teacher = teacher_at(fake, concurrency=None)
+        await asyncio.gather(*(teacher.complete(request(str(number))) for number in range(200)))
+        await teacher.aclose()
+    assert seen[0] == 8, "so many were out before the first answer"
+    assert fake.most_in_flight >= 16

@@ -87,3 +87,11 @@ def test_an_empty_or_missing_script_is_an_error(tmp_path: Path) -> None:
         teacher_of(tmp_path, "")
     with pytest.raises(RecipeError, match="cannot be read"):
         ScriptedTeacher(tmp_path / "none.jsonl", price=Price(0, 0), where="recipe.generate.teacher")
+
+
+async def test_log_probabilities_of_a_line_are_given_to_those_who_ask(tmp_path: Path) -> None:
+    teacher = teacher_of(tmp_path, '{"match": "x", "text": "2", "top_logprobs": [{"2": -0.5, "3": -1}]}')
+    asked = request("x")
+    wanted = await teacher.complete(asked.model_copy(update={"sampling": SamplingParams(top_logprobs=5)}))
+    assert wanted.top_logprobs == [{"2": -0.5, "3": -1.0}]
+    assert (await teacher.complete(asked)).top_logprobs is None

@@ -15,6 +15,7 @@ from rouge_score.tokenize import tokenize as reference_tokenize
 
 from tunesmith.text.rouge import (
     MAX_CHARACTERS,
+    count_unspaced,
     count_words,
     f_measure,
     lcs_length,
@@ -126,6 +127,11 @@ def test_equal_chinese_sentences_are_equal_and_different_ones_are_not():
 )
 def test_words_are_counted_as_a_person_counts_them(text: str, words: int):
     assert count_words(text) == words
+
+
+def test_characters_of_scripts_without_spaces_are_told_from_words():
+    assert count_unspaced(unicode_tokens("用 Python 写两行 code 한국어 ひら")) == 6
+    assert count_unspaced(unicode_tokens("plain words, café")) == 0
 
 
 def test_every_word_number_has_a_character_of_its_own():

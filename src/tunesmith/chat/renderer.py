@@ -1,10 +1,11 @@
 """The one road from messages to tokens: text, ids, owner of each token, loss mask and stop ids, for training,
 evaluation, serving and export alike.
 
-Laws (each a test in tests/chat/test_renderer.py): no user or system token is a target unless asked; every supervised
-turn ends in a supervised stop id; a sample with no target is an error; control strings typed by a person are plain text;
-what stands before an assistant turn in training has the ids of the prompt at inference; nothing is added to what the
-template wrote, so a beginning-of-sequence token never comes twice. Padding does not exist here.
+Laws (each a test in tests/chat/test_renderer.py): no user or system token is a target unless asked, and none of a turn of
+weight 0; every supervised turn ends in a supervised stop id; a sample with no target is an error; control strings typed
+by a person are plain text; what stands before an assistant turn in training has the ids of the prompt at inference;
+nothing is added to what the template wrote, so a beginning-of-sequence token never comes twice. Padding does not exist
+here.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ class _Planned:
     located: Located
     turns: tuple[Turn, ...]
     written: Written
+    silent: frozenset[int] = frozenset()  # messages of weight 0
 
 
 class Renderer:
@@ -145,18 +147,24 @@ class Renderer:
         located = self.traits.template.locate(messages, add_generation_prompt=False)
         starts = turn_starts(self.traits.template, messages, located, is_prompt=False, prefix_stable=self.prefix_stable)
         plain = self._plain(messages, located, starts)
-        wanted = assistant_indices(messages)
-        if supervise == "last_turn":
-            wanted = wanted[-1:]
+        silent = frozenset(index for index, message in enumerate(messages) if message.weight == 0)
+        answers = assistant_indices(messages)
+        wanted = answers[-1:] if supervise == "last_turn" else answers
         if supervise == "everything":  # the mask does not need the turns; they say whose tokens these are
             wanted = [message for message in wanted if message in starts]
+        else:
+            wanted = [message for message in wanted if message not in silent]
         turns = find_turns(located, wanted, starts, self._stops)
         if not turns and supervise != "everything":
+            which = "every assistant turn of it" if supervise == "all_turns" else "its last assistant turn"
+            why = f"{which} has weight 0" if answers else "it has no assistant turn"
             raise DataError(
-                "no token of this conversation would be a training target: it has no assistant turn",
-                hint="give the row an answer, or take it out",
+                f"no token of this conversation would be a training target: {why}",
+                hint="give one of its turns the weight 1, or take the row out"
+                if answers
+                else "give the row an answer, or take it out",
             )
-        return _Planned(located, turns, Written(located.text, plain, tuple(sorted(starts.values()))))
+        return _Planned(located, turns, Written(located.text, plain, tuple(sorted(starts.values()))), silent)
 
     def _plan_prompt(self, messages: Sequence[Message]) -> _Planned:
         if not messages:
@@ -191,6 +199,8 @@ class Renderer:
                 raise DataError(f"message {turn.message} does not end in a stop token after tokenisation")
         if supervise == "everything":
             mask[:] = True
+            for message in planned.silent:
+                mask[owner == message] = False
         mask[:1] = False
         if not mask.any():
             raise DataError(

@@ -21,6 +21,7 @@ from tunesmith.errors import DataError, ModelError
 from tunesmith.types import Message
 
 _MARKS = "".join(chr(0x10FE00 + i) for i in range(64))  # private use, plane 16
+_ESCAPED_MARK = "\\U0010fe"  # how repr writes the beginning of each
 _HIDDEN = frozenset({"id", "type", "role"})  # strings of a tool call that templates test instead of writing
 _RENDER_ERRORS = (jinja2.exceptions.TemplateError, TypeError, ValueError, KeyError, IndexError, AttributeError)
 
@@ -58,7 +59,7 @@ class Located:
 
 def as_template_dict(message: Message) -> dict[str, Any]:
     """The form in which chat templates read a message."""
-    written = message.model_dump(exclude_none=True)
+    written = message.model_dump(exclude_none=True, exclude={"weight"})
     if "reasoning" in written:
         written["reasoning_content"] = written.pop("reasoning")
     return written
@@ -69,7 +70,8 @@ class ChatTemplate:
 
     def __init__(self, source: str, variables: Mapping[str, str]) -> None:
         self.source = source
-        self._variables: dict[str, Any] = dict(variables)
+        # Every rendering copies the variables, so those whose name the template never writes stay out.
+        self._variables: dict[str, Any] = {name: value for name, value in variables.items() if name in source}
         try:  # messages no template can render still compile it
             self._render([{"role": "user", "content": "?"}], False)
         except jinja2.exceptions.TemplateSyntaxError as error:
@@ -84,16 +86,21 @@ class ChatTemplate:
 
     def render(self, messages: Sequence[Message], *, add_generation_prompt: bool) -> str:
         """The text. Raises DataError with the template's own words where it refuses the messages."""
+        return self._render_or_refuse(messages, [as_template_dict(each) for each in messages], add_generation_prompt)
+
+    def _render_or_refuse(
+        self, messages: Sequence[Message], dicts: list[dict[str, Any]], add_generation_prompt: bool
+    ) -> str:
         try:
-            return self._render([as_template_dict(message) for message in messages], add_generation_prompt)
+            return self._render(dicts, add_generation_prompt)
         except _RENDER_ERRORS as error:
             roles = ", ".join(message.role for message in messages)
             raise DataError(f"the chat template refuses this conversation ({roles}): {error}") from error
 
     def locate(self, messages: Sequence[Message], *, add_generation_prompt: bool) -> Located:
         """The text with spans. Raises DataError as render does, and where the template leaves out a message's content."""
-        text = self.render(messages, add_generation_prompt=add_generation_prompt)
         dicts = [as_template_dict(message) for message in messages]
+        text = self._render_or_refuse(messages, dicts, add_generation_prompt)
         marks = _Marks(dicts)
         marked = [marks.mark(index, message) for index, message in enumerate(dicts)]
         try:
@@ -199,6 +206,8 @@ def _check_nothing_is_left_out(messages: Sequence[Message], located: Located) ->
 def _unused(messages: list[dict[str, Any]]) -> tuple[str, str, str]:
     """Three marks that occur in no message."""
     written = repr(messages)  # where a private-use character stands as an escape
+    if _ESCAPED_MARK not in written:
+        return _MARKS[0], _MARKS[1], _MARKS[2]
     unused = [mark for mark in _MARKS if repr(mark)[1:-1] not in written]
     if len(unused) < 3:
         raise DataError("the text uses up all private characters U+10FE00 to U+10FE3F", hint="remove them from the row")

@@ -31,6 +31,8 @@ BUILTIN_TEMPLATES: dict[str, BuiltinTemplate] = {
     template.name: template
     for template in (
         BuiltinTemplate("alpaca", "### Instruction / ### Response; for a base model without special tokens"),
+        BuiltinTemplate("alpaca-lora", "Alpaca-LoRA's two forms: what follows a user's first blank line is ### Input"),
+        BuiltinTemplate("alpaca-short", "alpaca-lora without the preamble"),
         BuiltinTemplate("belle", "Human: / Assistant: on lines of their own, as BELLE writes them"),
         BuiltinTemplate("chatml", "<|im_start|>role ... <|im_end|>", "<|im_end|>"),
         BuiltinTemplate("command-r", "Command R's turn tokens", "<|END_OF_TURN_TOKEN|>"),
@@ -45,6 +47,7 @@ BUILTIN_TEMPLATES: dict[str, BuiltinTemplate] = {
         BuiltinTemplate("qwen3", "ChatML with thoughts, stripped from earlier turns", "<|im_end|>"),
         BuiltinTemplate("smollm2", "ChatML with SmolLM2's system prompt", "<|im_end|>"),
         BuiltinTemplate("vicuna", "USER: / ASSISTANT: with Vicuna's system prompt"),
+        BuiltinTemplate("vigogne", "alpaca-lora in French: ### Entrée / ### Réponse"),
         BuiltinTemplate("zephyr", "<|user|> ... end-of-sequence token"),
     )
 }

@@ -57,6 +57,9 @@ def _show_forecast(console: Console, found: Forecast, counts: dict[str, int], bu
     )
     table.add_row("kept", f"{found.kept} of {found.parsed} rows ({found.accept_rate:.0%} of those that count)")
     table.add_row("rejected", reasons or "none")
+    table.add_row(
+        "requests", f"{found.requests_made:,}, of them {found.repaired:,} a second try at an answer of no use"
+    )
     table.add_row("per kept row", f"{found.tokens_per_row:,.0f} tokens, ${found.usd_per_row:,.6f}")
     cap = f" (cap ${budget_usd:,.2f})" if budget_usd is not None else ""
     table.add_row(

@@ -7,15 +7,21 @@ import re
 from fractions import Fraction
 
 _NUMBER = r"(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?%?|\.\d+%?"
-# Left: at least one operator between numbers. Right: one number, not itself the beginning of a longer expression. Possessive
-# throughout, or a long sum without an equals sign would take exponential time.
-_OPERAND = rf"(?>[(]*+\s*+[$€£¥]?+[(]*+(?>{_NUMBER})\s*+[)]*+)"
+_GAP = r"[^\S\n]*"
+# Left: at least one operator between numbers, all on one line. Right: one number, not itself the beginning of a longer
+# expression. Possessive throughout, or a long sum without an equals sign would take exponential time.
+_OPERAND = rf"(?>[(]*+{_GAP}+[$€£¥]?+[(]*+(?>{_NUMBER}){_GAP}+[)]*+)"
 _EQUATION = re.compile(
-    rf"(?<![\w.,/*^+=%)\]}}×÷√-])(?P<left>{_OPERAND}(?:\s*+[-+*/×÷−x]\s*+{_OPERAND})++)"
-    rf"\s*+=\s*+(?P<right>-?\s*+[$€£¥]?\s*+(?>{_NUMBER}))"
-    r"(?![\d.,]*\d|\s*[-+*/×÷−^(:x]\s*[\d(]|\s*\.\.\.|\s*(?:r|R|remainder)\b|[a-zA-Z_]|\s*%)"
+    rf"(?<![\w.,/*^+=%)\]}}×÷√-])(?P<left>{_OPERAND}(?:{_GAP}+[-+*/×÷−x]{_GAP}+{_OPERAND})++)"
+    rf"{_GAP}+=\s*+(?P<right>-?{_GAP}+[$€£¥]?{_GAP}+(?>{_NUMBER}))"
+    rf"(?![\d.,]*\d|,?[ \u00a0\u202f]\d{{3}}(?!\d)|{_GAP}[-+*/×÷−–^(:x]{_GAP}(?:[\d($€£¥]|[a-zA-Z]\b)"
+    rf"|{_GAP}\.\.\.|{_GAP}(?:r|R|remainder)\b|[a-zA-Z_]|{_GAP}%)"
 )
 _TOKEN = re.compile(rf"{_NUMBER}|[-+*/()]")
+_CUT_BEFORE = re.compile(r"\d,?[ \u00a0\u202f]$|[^\s-][ \t]*[-+*/×÷−–][ \t]*$")
+"""The expression begins earlier: "100 000 x 2", "1 1/2 * 60", "x + 4 + 2". A dash that begins a line is a list's."""
+_CLOCK = re.compile(r"(?<![\d.,])0\d{3}(?![\d.,])")
+"""A time of day: "0900-0130 = 0730" counts in hours and minutes."""
 _MOST_TOKENS = 60
 _RELATIVE_ROUNDING = Fraction(1, 100)
 """A right side may be rounded more coarsely than its digits show ("about"): up to a hundredth of the value."""
@@ -28,9 +34,9 @@ def first_wrong_equation(text: str) -> str | None:
     for match in _EQUATION.finditer(text):
         left, right = _plain(match["left"]), _plain(match["right"])
         value, said = evaluate(left), evaluate(right)
-        if value is None or said is None or _ambiguous(left, text[max(0, match.start() - 3) : match.start()], value):
+        if value is None or said is None or _CLOCK.search(match.group()):
             continue
-        if _close(value, said, right):
+        if _ambiguous(left, text[max(0, match.start() - 8) : match.start()], value) or _close(value, said, right):
             continue
         shown = int(value) if value.denominator == 1 else round(float(value), 4)
         return f"{match.group().strip()!r} is wrong: it is {shown}"
@@ -84,9 +90,9 @@ def _plain(text: str) -> str:
 
 
 def _ambiguous(left: str, before: str, value: Fraction) -> bool:
-    """Texts that only look like an equation: "1/2 = 12" (half of them is 12), "2/ 1/5 = 10", a number cut in two."""
+    """Texts that only look like an equation: "1/2 = 12" (half of them is 12), "2/ 1/5 = 10", the end of a longer one."""
     share = re.fullmatch(r"\(*\d+/\d+\)*", left) is not None and value < 1
-    return share or left.count("/") > 1 or re.search(r"\d,\s?$", before) is not None
+    return share or left.count("/") > 1 or _CUT_BEFORE.search(before) is not None
 
 
 def _close(value: Fraction, said: Fraction, written: str) -> bool:

@@ -1,145 +1,194 @@
-"""Examples on their way in: kept on disk, with about 34 bytes of each in memory, while it is decided which are held out.
+"""Examples on their way in: kept on disk, with about 37 bytes of each in memory, while it is decided which are held out.
 
 A split needs to have seen every row, and the rows may not fit into memory. So they go to a scratch file as they are read;
-their ids, origins, prompts and splits stay here as numbers; then they are read again with what was decided. Refuses to know
-files of examples and recipes.
+their ids, origins, prompts and sides stay here as numbers; then those that changed are read again with what was decided.
+Refuses to know files of examples and recipes.
 """
 
 from __future__ import annotations
 
-import re
-from array import array
-from collections import Counter
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Literal, TypeVar
+from types import TracebackType
+
+import numpy as np
+from numpy.typing import NDArray
 
 from tunesmith.data.identity import normalise, prompt_key, with_system_prompt
-from tunesmith.data.split import hold_out
+from tunesmith.data.keys import Keys, number_of
+from tunesmith.data.rows import RowFile, Rows, RowWriter, Span
+from tunesmith.data.split import SIDE_OF, SPLIT_OF, TEST, Sides, decide_splits
 from tunesmith.hashing import digest_text
-from tunesmith.text.jsonl import parse_record, write_records
-from tunesmith.types import Conversation, Document, Example, Excluded, Labelled, Preference
+from tunesmith.protocols import Pool
+from tunesmith.text.jsonl import dump_record, parse_record
+from tunesmith.types import Conversation, Document, Example, Excluded, Labelled, Preference, Split
 
 KINDS: tuple[type[Example], ...] = (Conversation, Preference, Labelled, Document)
 FILES = {Conversation: "conversations.jsonl", Preference: "preferences.jsonl", Labelled: "labelled.jsonl", Document: "documents.jsonl"}  # fmt: skip
 
-_ID = re.compile(r"[0-9a-f]{16}")
-_UNDECIDED, _TRAIN, _TEST = 0, 1, 2
-_CODES = {None: _UNDECIDED, "train": _TRAIN, "test": _TEST}
-_NAMES: dict[int, Literal["train", "test"] | None] = {_UNDECIDED: None, _TRAIN: "train", _TEST: "test"}
 _KEPT, _SAME_PROMPT, _SAME_ORIGIN = 0, 1, 2
 
-T = TypeVar("T", bound=Example)
+
+@dataclass
+class Columns:
+    """What is known of each row, one number per row and column."""
+
+    kinds: NDArray[np.uint8]  # place in KINDS
+    sides: Sides
+    origins: Keys
+    prompts: Keys  # what must not stand on both sides of the split
+    own: Keys  # id of a row that names no origin, 0 for others
+    is_alone: NDArray[np.bool_]  # a prompt without a reply
+
+    @classmethod
+    def joined(cls, parts: Iterable[Columns]) -> Columns:
+        columns = zip(*(vars(part).values() for part in (_NO_ROWS, *parts)), strict=True)
+        return cls(*(np.concatenate(column) for column in columns))
+
+
+_NO_ROWS = Columns(*(np.zeros(0, kind) for kind in ("u1", "u1", "u8", "u8", "u8", "?")))
+
+
+@dataclass
+class Taken:
+    """Some examples as lines of the scratch file; a worker makes it."""
+
+    lines: bytes
+    columns: Columns
+    test_sources: dict[int, str] = field(default_factory=dict[int, str])  # prompt -> the marked test row that has it
+    first_alone: Conversation | None = None
+    alone_fields: set[str] = field(default_factory=set[str])  # metadata of prompts without a reply
+
+
+def take_examples(examples: Iterable[Example], system_prompt: str | None) -> Taken:
+    """Examples with the system prompt where they have none, and with the prompt as origin where they name none."""
+    lines: list[bytes] = []
+    rows: list[tuple[int, int, int, int, int, bool]] = []
+    taken = Taken(b"", _NO_ROWS)
+    for example in examples:
+        key = number_of(_key(example))
+        own = number_of(example.id) if example.origin == example.id else 0
+        if own:
+            example.origin = f"{key:016x}"
+        if system_prompt and isinstance(example, Conversation):
+            example = with_system_prompt(example, system_prompt)
+            key = number_of(_key(example))
+        if example.split == "test":
+            taken.test_sources[key] = example.source
+        is_alone = False
+        if isinstance(example, Conversation) and example.reply is None:
+            is_alone = True
+            taken.first_alone = taken.first_alone or example
+            taken.alone_fields |= set(example.metadata)
+        kind = KINDS.index(type(example))
+        rows.append((kind, SIDE_OF[example.split], number_of(example.origin), key, own, is_alone))
+        lines.append(dump_record(example))
+    taken.lines = b"".join(lines)
+    if rows:
+        columns = zip(*rows, strict=True)
+        types = (column.dtype for column in vars(_NO_ROWS).values())
+        taken.columns = Columns(*(np.array(column, kind) for column, kind in zip(columns, types, strict=True)))
+    return taken
 
 
 class Intake:
-    """Rows go in once (`fill`), are decided on once (`decide`), and come out by kind (`kept`, `leaked`)."""
+    """Rows go in (`add`), are decided on once (`decide`), and come out by kind (`kept`, `leaked`). Use it in a with block."""
 
-    def __init__(self, scratch: Path, system_prompt: str | None) -> None:
-        self._path = scratch
-        self._system_prompt = system_prompt
-        self._kinds = bytearray()
-        self._splits = bytearray()
-        self._fates = bytearray()
-        self._origins = array("Q")
-        self._prompts = array("Q")  # what must not stand on both sides of the split
-        self._own = array("Q")  # id of a row that names no origin, 0 for others
-        self._asked = array("Q")  # prompt of such a row, as it came
-        self._renamed: dict[int, int] = {}  # id -> prompt: the origin of rows that name none
+    def __init__(self, scratch: Path, pool: Pool) -> None:
+        self.first_alone: Conversation | None = None
+        self.alone_fields: set[str] = set()
+        self._pool = pool
+        self._writer = RowWriter(scratch)
+        self._parts: list[Columns] = []
         self._test_sources: dict[int, str] = {}
 
-    def __len__(self) -> int:
-        return len(self._kinds)
+    def __enter__(self) -> Intake:
+        return self
 
-    def fill(self, examples: Iterable[Example]) -> None:
-        """Take every example, writing it to the scratch file."""
-        write_records(self._path, map(self._note, examples))
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._writer.__exit__(kind, error, trace)
 
-    def _note(self, example: Example) -> Example:
-        asked = _number(_key(example))
-        names_itself = example.origin == example.id
-        self._own.append(_number(example.id) if names_itself else 0)
-        self._origins.append(_number(example.origin))
-        self._asked.append(asked)
-        if self._system_prompt and isinstance(example, Conversation):
-            example = with_system_prompt(example, self._system_prompt)
-            asked = _number(_key(example))
-        self._prompts.append(asked)
-        self._kinds.append(KINDS.index(type(example)))
-        self._splits.append(_CODES[example.split])
-        if example.split == "test":
-            self._test_sources[asked] = example.source
-        return example
+    def add(self, taken: Taken) -> None:
+        """Put rows after those before."""
+        self._writer.write(taken.lines)
+        self._parts.append(taken.columns)
+        self._test_sources |= taken.test_sources
+        self.first_alone = self.first_alone or taken.first_alone
+        self.alone_fields |= taken.alone_fields
 
     def decide(self, fraction: float, rng_seed: int) -> None:
-        """Give rows without an origin that of their prompt, hold out `fraction` of the undecided rows by origin, and find
-        the rows that would show a test row to the trainer."""
-        self._name_origins()
+        """Hold out `fraction` of the undecided rows by origin, and find the rows that would show a test row to the
+        trainer. Nothing can be added after it."""
+        self._file: RowFile = self._writer.close()
+        columns = self._columns = Columns.joined(self._parts)
+        self._parts.clear()
+        given = columns.sides
+        self._is_touched = self._follow_renamed()
         if fraction:
-            self._hold_out(fraction, rng_seed)
-        tested = {origin for origin, split in zip(self._origins, self._splits, strict=True) if split == _TEST}
-        others = {o for o, split in zip(self._origins, self._splits, strict=True) if split != _TEST and o in tested}
+            columns.sides = decide_splits(columns.origins, columns.sides, fraction, rng_seed)
+        self._is_touched |= columns.sides != given
         # With equal prompts in one origin, a prompt is on both sides only where a person marked it so.
-        for prompt, origin, split in zip(self._prompts, self._origins, self._splits, strict=True):
-            fate = _KEPT
-            if split != _TEST and self._test_sources:
-                fate = _SAME_PROMPT if prompt in self._test_sources else _SAME_ORIGIN if origin in others else _KEPT
-            self._fates.append(fate)
+        is_test = columns.sides == TEST
+        self._fates = np.zeros(len(is_test), np.uint8)
+        if is_test.any():
+            self._fates[np.isin(columns.origins, np.unique(columns.origins[is_test]))] = _SAME_ORIGIN
+            self._fates[np.isin(columns.prompts, np.unique(columns.prompts[is_test]))] = _SAME_PROMPT
+            self._fates[is_test] = _KEPT
 
-    def _name_origins(self) -> None:
-        """Rows that name no origin get one that is equal for equal prompts; who named such a row's id follows it."""
-        named = {origin for origin, own in zip(self._origins, self._own, strict=True) if not own}
-        for place, (own, asked) in enumerate(zip(self._own, self._asked, strict=True)):
-            if own:
-                self._origins[place] = asked
-                if own in named:
-                    self._renamed[own] = asked
-        if self._renamed:
-            for place, own in enumerate(self._own):
-                if not own:
-                    self._origins[place] = self._renamed.get(self._origins[place], self._origins[place])
+    def _follow_renamed(self) -> NDArray[np.bool_]:
+        """A row that names no origin has its prompt as origin; rows that name such a row's id follow it. Which did."""
+        origins, own = self._columns.origins, self._columns.own
+        follows = np.zeros(len(own), np.bool_)
+        is_named = (own != 0) & np.isin(own, np.unique(origins[own == 0]))
+        if is_named.any():
+            renamed = dict(zip(own[is_named].tolist(), origins[is_named].tolist(), strict=True))
+            for place in np.flatnonzero((own == 0) & np.isin(origins, own[is_named])).tolist():
+                origins[place] = renamed[int(origins[place])]
+                follows[place] = True
+        return follows
 
-    def _hold_out(self, fraction: float, rng_seed: int) -> None:
-        pairs = list(zip(self._origins, self._splits, strict=True))
-        tested = {origin for origin, split in pairs if split == _TEST}
-        trained = {origin for origin, split in pairs if split == _TRAIN}
-        free = Counter(
-            f"{origin:016x}"
-            for origin, split in pairs
-            if split == _UNDECIDED and origin not in tested and origin not in trained
-        )
-        tested |= {int(origin, 16) for origin in hold_out(free, fraction, rng_seed)}
-        for place, (origin, split) in enumerate(pairs):
-            if split == _UNDECIDED:
-                self._splits[place] = _TEST if origin in tested else _TRAIN
-        sources = self._test_sources
-        for prompt, split in zip(self._prompts, self._splits, strict=True):
-            if split == _TEST:
-                sources.setdefault(prompt, "")
+    def __len__(self) -> int:
+        return len(self._columns.sides)
 
-    def num(self, kind: type[Example], split: Literal["train", "test"]) -> int:
+    def num(self, kind: type[Example], split: Split) -> int:
         """Rows of a kind that stay, of one side; undecided ones count as train."""
-        code, number = KINDS.index(kind), 0
-        for k, s, fate in zip(self._kinds, self._splits, self._fates, strict=True):
-            number += k == code and fate == _KEPT and (s == _TEST) == (split == "test")
-        return number
+        stays = self._stays(kind) & ((self._columns.sides == TEST) == (split == "test"))
+        return int(stays.sum())
 
-    def kept(self, kind: type[T]) -> Iterator[T]:
-        """The rows of a kind that stay, in their order, with origin and split as decided."""
-        for example, fate in self._rows(kind):
-            if fate == _KEPT:
-                yield example
+    @property
+    def num_alone(self) -> int:
+        """Prompts without a reply that stay."""
+        return int((self._stays(Conversation) & self._columns.is_alone).sum())
+
+    def kept(self, kind: type[Example]) -> Iterator[bytes]:
+        """The lines of a kind that stay, in their order, with origin and split as decided; many at a time."""
+        chosen = np.flatnonzero(self._stays(kind))
+        rows = Rows(self._file, chosen, self._pool)
+        if not self._is_touched[chosen].any():
+            return (b"".join(span.lines()) for span in rows.spans())
+        return self._pool.map(partial(_decided, kind), self._with_decisions(rows))
+
+    def _with_decisions(self, rows: Rows) -> Iterator[_Decisions]:
+        done = 0
+        for span in rows.spans():
+            places = rows.numbers[done : done + span.num_rows]
+            done += span.num_rows
+            columns = self._columns
+            yield _Decisions(span, self._is_touched[places], columns.origins[places], columns.sides[places])
 
     def leaked(self) -> Iterator[Excluded]:
         """The rows that would show a test row to the trainer, with the reason. The test row stays."""
-        if not any(self._fates):
-            return
-        for kind in KINDS:
-            for example, fate in self._rows(kind):
-                if fate == _KEPT:
-                    continue
-                if fate == _SAME_PROMPT:
-                    source = self._test_sources[_number(_key(example))] or "that was held out"
+        for code, kind in enumerate(KINDS):
+            for place in np.flatnonzero((self._columns.kinds == code) & (self._fates != _KEPT)).tolist():
+                (line,) = self._file.span(place, place).lines()
+                example = parse_record(line, kind, where=f"{self._file.path.name}:{place + 1}")
+                example = _settled(example, int(self._columns.origins[place]), int(self._columns.sides[place]))
+                if self._fates[place] == _SAME_PROMPT:
+                    source = self._test_sources.get(int(self._columns.prompts[place])) or "that was held out"
                     detail = f"the prompt is that of the test row {source}"
                 else:
                     detail = f"its origin {example.origin!r} also has test rows"
@@ -147,30 +196,37 @@ class Intake:
                 raw = None if row else example.model_dump(mode="json", exclude_none=True)
                 yield Excluded(reason="in_test", detail=detail, where=example.source, conversation=row, raw=raw)
 
-    def _rows(self, kind: type[T]) -> Iterator[tuple[T, int]]:
-        code = KINDS.index(kind)
-        if code not in self._kinds:
-            return
-        with self._path.open("rb") as stream:
-            for place, line in enumerate(stream):
-                if self._kinds[place] != code:
-                    continue
-                example = parse_record(line, kind, where=f"{self._path.name}:{place + 1}")
-                own, origin = self._own[place], self._origins[place]
-                if own or origin != _number(example.origin):
-                    example.origin = f"{origin:016x}"
-                example.split = _NAMES[self._splits[place]]
-                yield example, self._fates[place]
+    def _stays(self, kind: type[Example]) -> NDArray[np.bool_]:
+        return (self._columns.kinds == KINDS.index(kind)) & (self._fates == _KEPT)
+
+
+@dataclass(frozen=True)
+class _Decisions:
+    """A span, and what was decided on its rows."""
+
+    span: Span
+    is_touched: NDArray[np.bool_]
+    origins: Keys
+    sides: Sides
+
+
+def _decided(kind: type[Example], decisions: _Decisions) -> bytes:
+    lines = decisions.span.lines()
+    for place in np.flatnonzero(decisions.is_touched).tolist():
+        example = parse_record(lines[place], kind, where=decisions.span.path.name)
+        settled = _settled(example, int(decisions.origins[place]), int(decisions.sides[place]))
+        lines[place] = dump_record(settled)
+    return b"".join(lines)
+
+
+def _settled(example: Example, origin: int, side: int) -> Example:
+    if origin != number_of(example.origin):
+        example.origin = f"{origin:016x}"
+    example.split = SPLIT_OF[side]
+    return example
 
 
 def _key(example: Example) -> str:
     if isinstance(example, Document):
         return digest_text(normalise(example.text))[:16]
     return prompt_key(example)[:16]
-
-
-def _number(name: str) -> int:
-    """64 bits of a name: an id is 16 hex digits, which are those bits; anything else is digested."""
-    if _ID.fullmatch(name):
-        return int(name, 16)
-    return int(digest_text(name)[:16], 16)

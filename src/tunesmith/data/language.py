@@ -46,11 +46,16 @@ class LanguageDetector:
             num_han = len(_HAN.findall(start))
             if num_han > _MIN_HAN_SHARE * sum(map(str.isalpha, start)) and not _KANA.search(start):
                 return Language("zh", 1.0)  # the model takes one short Chinese text in thirty for another language
-        labels, probabilities = self._model.predict(start.lower() if start.isupper() else start, 1)
-        if not labels:
+            start = start.encode(
+                "utf-8", "replace"
+            ).decode()  # JSON can hold half a surrogate pair, the model takes none
+        # What model.predict calls, without its wrapper (1 of 18 microseconds). The text must end in a line break.
+        found = self._model.f.predict((start.lower() if start.isupper() else start) + "\n", 1, 0.0, "strict")
+        if not found:
             return Language("", 0.0)
-        code = labels[0].removeprefix("__label__")
-        return Language("zh" if code in _CHINESE else code, min(1.0, float(probabilities[0])))
+        probability, label = found[0]
+        code = label.removeprefix("__label__")
+        return Language("zh" if code in _CHINESE else code, min(1.0, float(probability)))
 
 
 def _model_file() -> Path:

@@ -13,8 +13,9 @@ over from the other is no parameter.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,7 +23,7 @@ from rapidfuzz import process
 from rapidfuzz.distance import LCSseq
 
 from tunesmith.data.kernels import compiled
-from tunesmith.data.matches import Matches, from_dup_of
+from tunesmith.data.matches import FloatArray, IntArray, Matches, from_dup_of
 from tunesmith.errors import DataError
 from tunesmith.text.rouge import MAX_CHARACTERS, Tokenizer, alphabet_of, f_measure, nth_character, unicode_tokens
 from tunesmith.types import Conversation
@@ -34,6 +35,7 @@ _UNKNOWN = nth_character(0)  # every word of a query that no pool text has: it c
 
 # Below this many texts rapidfuzz ends before the compiled loops are loaded (about a second).
 COMPILED_FROM = 4000
+_TEXTS_AT_ONCE = 1 << 14
 # Below this threshold the prefixes are nearly whole texts, and reading all signatures is faster.
 _LOWEST_INDEXED = 0.3
 
@@ -44,7 +46,7 @@ def novelty_text(conversation: Conversation) -> str:
     return "\n".join(message.content for message in conversation.messages if message.role == "user")
 
 
-def find_alike(texts: Sequence[str], *, max_similarity: float, tokenize: Tokenizer = unicode_tokens) -> Matches:
+def find_alike(texts: Iterable[str], *, max_similarity: float, tokenize: Tokenizer = unicode_tokens) -> Matches:
     """Each text above `max_similarity` with an earlier one that stays names the nearest such text."""
     pool = RougeNoveltyIndex(tokenize).add_novel(texts, max_similarity)
     kept = pool.kept
@@ -90,15 +92,22 @@ class RougeNoveltyIndex:
         found, scores, _ = self._large().search([text], threshold, add=False)
         return (float(scores[0]), int(found[0])) if found[0] >= 0 else None
 
-    def add_novel(self, texts: Sequence[str], threshold: float) -> Matches:
+    def add_novel(self, texts: Iterable[str], threshold: float) -> Matches:
         """The greedy loop: each text, in order, against the pool so far; it enters where no F1 is above `threshold`.
 
         `dup_of` is the index in the pool of the nearest text, `cluster` the text's own index there where it entered.
+        Reads the texts once; the pool keeps the word numbers of those that entered.
         """
+        unread, parts = iter(texts), [self._add_novel([], threshold)]
+        while chunk := list(islice(unread, _TEXTS_AT_ONCE)):
+            parts.append(self._add_novel(chunk, threshold))
+        return Matches(*(np.concatenate(each) for each in zip(*parts, strict=True)))
+
+    def _add_novel(self, texts: Sequence[str], threshold: float) -> tuple[IntArray, FloatArray, IntArray]:
         self._grow(len(texts))
         if self._plain is None and threshold >= _LOWEST_INDEXED:
             found, scores, own = self._large().search(texts, threshold, add=True)
-            return Matches(found, scores, np.where(found < 0, own, found))
+            return found, scores, np.where(found < 0, own, found)
         found = np.full(len(texts), -1, np.int64)
         scores, own = np.zeros(len(texts)), np.full(len(texts), -1, np.int64)
         for number, text in enumerate(texts):
@@ -107,7 +116,7 @@ class RougeNoveltyIndex:
                 own[number] = self.add(text)
             else:
                 scores[number], found[number] = near
-        return Matches(found, scores, np.where(found < 0, own, found))
+        return found, scores, np.where(found < 0, own, found)
 
     def _grow(self, more: int) -> None:
         """Move to the compiled pool where it will be large enough to pay."""

@@ -6,17 +6,21 @@
 
 k-means parts the vectors; within a part, in the order that `keep` gives, a text goes where its cosine to an earlier
 one is above the threshold. Unlike the paper's code only texts that stay count as earlier, so each removed text names
-one that is really there. Memory: the vectors, and one block of cosines at a time.
+one that is really there. The texts are read once; their vectors lie on disk (4 bytes per dimension), and memory holds a
+sample of them for the centres, 40 bytes per row, and one block of cosines at a time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
+from tunesmith.data.disk_array import DiskArray
+from tunesmith.data.kernels import chunked, compiled
 from tunesmith.data.matches import Matches, from_dup_of
 from tunesmith.errors import MissingExtra
 
@@ -27,7 +31,7 @@ Keep = Literal["first", "hard", "easy"]
 """Who stays: first = the earlier row; hard = the one farther from the centre of its part (SemDeDup's choice); easy = the
 nearer one. Of equals the earlier row."""
 
-_TEXTS_AT_ONCE = 4096
+_COMPILED_FROM = 2000  # texts in a chunk; fewer are averaged before the compiled loop is loaded
 _BLOCK = 1024  # vectors compared at once
 _ROWS_PER_CLUSTER = 2048
 _SAMPLES_PER_CLUSTER = 256  # as FAISS: more rows do not move the centres
@@ -35,12 +39,24 @@ _ITERATIONS = 20
 
 
 def find_semantic(
-    texts: Sequence[str], *, embed: Embed, threshold: float, keep: Keep, num_clusters: int | None, rng_seed: int
+    texts: Iterable[str],
+    *,
+    embed: Embed,
+    threshold: float,
+    keep: Keep,
+    num_clusters: int | None,
+    rng_seed: int,
+    folder: Path | None = None,
 ) -> Matches:
     """Each text of cosine above `threshold` with one that stays names the nearest such text. num_clusters None = one
-    for each 2,048 rows."""
-    parts = [embed(texts[start : start + _TEXTS_AT_ONCE]) for start in range(0, len(texts), _TEXTS_AT_ONCE)]
-    vectors = np.concatenate(parts) if parts else np.zeros((0, 1), np.float32)
+    for each 2,048 rows. folder: for the temporary file of the vectors, None = the system's."""
+    with DiskArray(np.float32, folder) as stored:
+        width = 1
+        for _, chunk in chunked(texts):
+            vectors = embed(chunk)
+            width = vectors.shape[1]
+            stored.append(vectors)
+        vectors = stored.read().reshape(-1, width)
     return find_semantic_vectors(vectors, threshold=threshold, keep=keep, num_clusters=num_clusters, rng_seed=rng_seed)
 
 
@@ -132,8 +148,25 @@ def wordllama_embedder() -> Embed:
     except ImportError as error:
         raise MissingExtra("wordllama", "semantic", "embedding texts") from error
     model = wordllama.WordLlama.load(cache_dir=Path(str(wordllama.__file__)).parent, disable_download=True)
+    table = np.ascontiguousarray(model.embedding, np.float32)
+    model.tokenizer.no_padding()
 
     def embed(texts: Sequence[str]) -> np.ndarray:
-        return _to_length_one(np.asarray(model.embed(list(texts)), np.float32))
+        # Its own embed() copies the vector of every token, of padding too.
+        encoded = model.tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        sizes = np.fromiter((len(each.ids) for each in encoded), np.int64, len(encoded))
+        numbers = np.fromiter(chain.from_iterable(each.ids for each in encoded), np.int64, int(sizes.sum()))
+        means = _mean_rows(len(texts))(table, np.minimum(numbers, len(table) - 1), sizes)
+        return _to_length_one(means)
 
     return embed
+
+
+def _mean_rows(num_texts: int) -> Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]:
+    if compiled() and num_texts >= _COMPILED_FROM:
+        from tunesmith.data.kernels import pooling
+
+        return pooling.mean_rows
+    from tunesmith.data.kernels import plain
+
+    return plain.mean_rows

@@ -1,49 +1,60 @@
-"""Which rows are held out: by origin, so that a seed and its paraphrases never straddle, and the same on every machine."""
+"""Which rows are held out: by origin, so that a seed and its paraphrases never straddle, and the same on every machine.
+
+Works on numbers, so that millions of rows need no more than their origins (keys.number_of) and sides in memory.
+"""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+import numpy as np
+from numpy.typing import NDArray
 
+from tunesmith.data.keys import Keys
 from tunesmith.hashing import digest_json
-from tunesmith.types import Conversation
+from tunesmith.types import Split
+
+Sides = NDArray[np.uint8]
+
+UNDECIDED, TRAIN, TEST = 0, 1, 2
+SIDE_OF: dict[Split | None, int] = {None: UNDECIDED, "train": TRAIN, "test": TEST}
+SPLIT_OF: dict[int, Split | None] = {side: split for split, side in SIDE_OF.items()}
 
 
-def hold_out(num_rows: Mapping[str, int], fraction: float, rng_seed: int) -> set[str]:
-    """The origins that hold `fraction` of the rows, as nearly as whole origins allow.
+def hold_out(origins: Keys, num_rows: NDArray[np.int64], fraction: float, rng_seed: int) -> Keys:
+    """The origins (each named once) that hold `fraction` of the rows, as nearly as whole origins allow, ascending.
 
     num_rows: rows of each origin. The order is that of a hash of origin and seed, so it does not depend on the order
     of the rows. For a fraction above 0 and at least two origins, one is held out and one is left in any case.
     """
-    if fraction <= 0 or len(num_rows) < 2:
-        return set()
-    order = sorted(num_rows, key=lambda origin: digest_json([origin, rng_seed]))
-    wanted = max(1, round(fraction * sum(num_rows.values())))
-    held: set[str] = set()
+    if fraction <= 0 or len(origins) < 2:
+        return origins[:0]
+    hashes = (digest_json([f"{origin:016x}", rng_seed])[:32] for origin in origins.tolist())
+    hashed = np.frombuffer(b"".join(map(bytes.fromhex, hashes)), np.dtype(">u8")).reshape(-1, 2)
+    order = np.lexsort((hashed[:, 1], hashed[:, 0]))
+    wanted = max(1, round(fraction * int(num_rows.sum())))
+    held: list[int] = []
     taken = 0
-    for origin in order:
-        if len(held) < len(order) - 1 and taken + num_rows[origin] <= wanted:
-            held.add(origin)
-            taken += num_rows[origin]
-    return held or {min(order, key=lambda origin: (num_rows[origin], order.index(origin)))}
+    for place, rows in zip(order.tolist(), num_rows[order].tolist(), strict=True):
+        if taken == wanted or len(held) == len(order) - 1:
+            break
+        if taken + rows <= wanted:
+            held.append(place)
+            taken += rows
+    smallest = order[np.argmin(num_rows[order])]  # every origin alone is more than the fraction
+    return np.sort(origins[held or [smallest]])
 
 
-def decide_splits(conversations: Sequence[Conversation], fraction: float, rng_seed: int) -> list[Conversation]:
-    """The same rows with `split` set on each: what was decided stays, an undecided row follows its origin where that has
-    a test row, and of the other undecided rows `fraction` is held out."""
-    tested = {row.origin for row in conversations if row.split == "test"}
-    trained = {row.origin for row in conversations if row.split == "train"}
-    free = Counter(row.origin for row in conversations if row.split is None and row.origin not in tested | trained)
-    tested |= hold_out(free, fraction, rng_seed)
-    return [
-        row.model_copy(update={"split": "test" if row.origin in tested else "train"}) if row.split is None else row
-        for row in conversations
-    ]
+def decide_splits(origins: Keys, sides: Sides, fraction: float, rng_seed: int) -> Sides:
+    """The side of each row: what was decided stays, an undecided row follows its origin where that has a test row, and of
+    the other undecided rows `fraction` is held out."""
+    decided = np.unique(origins[sides != UNDECIDED])
+    tested = np.unique(origins[sides == TEST])
+    undecided = origins[sides == UNDECIDED]
+    free, num_rows = np.unique(undecided[~np.isin(undecided, decided)], return_counts=True)
+    tested = np.union1d(tested, hold_out(free, num_rows, fraction, rng_seed))
+    follow = np.where(np.isin(origins, tested), TEST, TRAIN).astype(np.uint8)
+    return np.where(sides == UNDECIDED, follow, sides).astype(np.uint8)
 
 
-def straddling(conversations: Iterable[Conversation]) -> set[str]:
+def straddling(origins: Keys, sides: Sides) -> Keys:
     """Origins that have test rows and others too (their author marked them so)."""
-    splits: dict[str, set[str | None]] = {}
-    for row in conversations:
-        splits.setdefault(row.origin, set()).add(row.split)
-    return {origin for origin, found in splits.items() if "test" in found and len(found) > 1}
+    return np.intersect1d(origins[sides == TEST], origins[sides != TEST])

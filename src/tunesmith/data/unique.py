@@ -15,22 +15,42 @@ import orjson
 
 from tunesmith.errors import DataError
 from tunesmith.hashing import canonical_json
+from tunesmith.store import disk_error
 from tunesmith.text.jsonl import RecordLog
 from tunesmith.types import Excluded
 
 
-def keep_unique(path: Path, field: str, out_dir: Path) -> dict[str, int]:
-    """Writes out_dir/kept.jsonl (the lines as they were) and out_dir/excluded.jsonl; returns the counts, which add up:
-    rows_in = kept + excluded_exact (a value again) + excluded_bad_row (no JSON object, or without the field).
+def excluded_path(target: Path) -> Path:
+    """The file beside `target` for the rows that went, each with its reason."""
+    return target.with_name(f"{target.name}.excluded.jsonl")
 
-    DataError where the file cannot be read, or no row has the field.
+
+def keep_unique(path: Path, field: str, target: Path) -> dict[str, int]:
+    """Writes the kept lines, as they were, to `target`, which stands there only when it is whole, and the others to
+    excluded_path(target). Returns the counts, which add up: rows_in = kept + excluded_exact (a value again) +
+    excluded_bad_row (no JSON object, or without the field).
+
+    DataError where the file cannot be read, or no row has the field; StoreError where the disk is full.
     """
-    out_dir.mkdir(parents=True, exist_ok=True)
-    excluded = out_dir / "excluded.jsonl"
-    excluded.unlink(missing_ok=True)
+    temporary = target.with_name(f".{target.name}.tmp")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        counts = _write_unique(path, field, temporary, excluded_path(target))
+        temporary.replace(target)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise disk_error(error, target, 0) from error
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    return counts
+
+
+def _write_unique(path: Path, field: str, target: Path, excluded: Path) -> dict[str, int]:
     counts = Counter[str]()
     first: dict[bytes, int] = {}
-    with (out_dir / "kept.jsonl").open("wb") as kept, RecordLog(excluded) as log:
+    excluded.unlink(missing_ok=True)
+    with target.open("wb") as kept, RecordLog(excluded) as log:
         for number, line in _lines(path):
             counts["rows_in"] += 1
             row = _parsed(line)

@@ -9,6 +9,7 @@ GENERATORS = Registry(
     {
         "self_instruct": "tunesmith.generating.self_instruct:self_instruct",
         "three_step": "tunesmith.generating.three_step:three_step",
+        "label_first": "tunesmith.generating.label_first:label_first",
         "distill": "tunesmith.generating.distill:distill",
         "questions": "tunesmith.generating.question_response:questions",
         "responses": "tunesmith.generating.question_response:responses",

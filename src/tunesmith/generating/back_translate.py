@@ -12,6 +12,7 @@ from tunesmith.generating.asking import Pen
 from tunesmith.generating.gate import Draft, Frame
 from tunesmith.generating.parsing import without_thoughts
 from tunesmith.generating.sources import Text, read_texts
+from tunesmith.generating.terms import usable
 from tunesmith.generating.texts import plain_text
 from tunesmith.generating.work import Work, Workshop
 from tunesmith.protocols import GenerationContext
@@ -27,7 +28,7 @@ async def back_translate(options: Generate, ctx: GenerationContext, wanted: int)
     """One text of `generate.files` an item, in their order, until `wanted` rows are accepted. RecipeError without files."""
     pen = Pen.of(options, ctx, "back_translate")
     texts: list[Text] = []
-    for found in read_texts(ctx.files, generator="back_translate"):
+    for found in usable(options, read_texts(ctx.files, generator="back_translate")):
         if isinstance(found, Excluded):
             ctx.reject(found)
         else:
@@ -54,7 +55,7 @@ async def back_translate(options: Generate, ctx: GenerationContext, wanted: int)
                 fault = "no_score", f"expected a digit from 1 to 5, found {answer[:60]!r}"
             elif score < MIN_SCORE:
                 fault = "low_score", f"the teacher gives {score} of 5, needed {MIN_SCORE}"
-        frame = Frame(ctx.task.system_prompt, metadata={"text_from": text.where})
+        frame = Frame(ctx.task.system_prompt, metadata={"text_from": text.where}, licence=text.lineage.licence)
         return Work((Draft(turns, {"score": score}, fault),), frame, completion.text)
 
     await shop.write(work_on, range(len(texts)))

@@ -39,7 +39,9 @@ async def dialogue(options: Generate, ctx: GenerationContext, wanted: int) -> Ta
         require_task(ctx, "dialogue without examples")
     pen = Pen.of(options, ctx, "dialogue")
     order = pen.rng("all", "order").sample(seeds, len(seeds))
-    shop = Workshop(options, ctx, wanted, generator="dialogue", rows_per_item=1)
+    shop = Workshop(
+        options, ctx, wanted, generator="dialogue", rows_per_item=1, slots=options.dialogue_form != "transcript"
+    )
 
     async def work_on(number: int) -> Work:
         shown = [order[number % len(order)]] if order else []
@@ -64,15 +66,21 @@ async def _whole(pen: Pen, shown: Sequence[Example], num_exchanges: int, number:
         "system_prompt": frame.system_prompt,
     }
     schema = array_of(object_of(user=STRING, assistant=STRING), num_exchanges)
-    completion = await pen.ask(pen.request("whole", values, number, schema=schema))
-    turns = transcript(completion.text, cut=completion.finish_reason == "length")
-    if isinstance(turns, Broken):
-        return Work((turns,), frame, completion.text)
+    found, completion = await pen.ask_form(pen.request("whole", values, number, schema=schema), _one_talk)
+    pieces = [talk if isinstance(talk, Broken) else _draft(talk, num_exchanges) for talk in found]
+    return Work(tuple(pieces), frame, completion.text)
+
+
+def _one_talk(text: str, *, cut: bool) -> list[list[Message] | Broken]:
+    return [transcript(text, cut=cut)]
+
+
+def _draft(turns: Sequence[Message], num_exchanges: int) -> Draft:
     kept = turns[: 2 * num_exchanges]
     fault = None
     if len(kept) < 4 <= 2 * num_exchanges:
         fault = "too_short", f"one exchange, asked for {num_exchanges}"
-    return Work((Draft(tuple(kept), {"num_exchanges": len(kept) // 2}, fault),), frame, completion.text)
+    return Draft(tuple(kept), {"num_exchanges": len(kept) // 2}, fault)
 
 
 async def _alternated(
@@ -89,7 +97,7 @@ async def _alternated(
         if not text:
             break
         turns.append(Message(role="user", content=text))
-        completion = await pen.ask(pen.reply_request(turns, system_prompt, number))
+        completion = await pen.reply(turns, system_prompt, number)
         turns.append(Message(role="assistant", content=without_thoughts(completion.text)))
         if completion.finish_reason == "length" or not turns[-1].content:
             return turns[:-2]  # a reply that was cut ends the talk before it

@@ -16,7 +16,7 @@ from tunesmith.generating.asking import Pen, TeacherFailed
 from tunesmith.generating.constraints import rows_schema
 from tunesmith.generating.examples import Example
 from tunesmith.generating.gate import Frame
-from tunesmith.generating.parsing import parse_rows, without_thoughts
+from tunesmith.generating.parsing import without_thoughts
 from tunesmith.generating.work import Work, Workshop
 from tunesmith.protocols import GenerationContext
 from tunesmith.recipe import Generate
@@ -41,8 +41,7 @@ async def distill(options: Generate, ctx: GenerationContext, wanted: int) -> Tas
 
     async def work_after(number: int, kept: tuple[Example, ...], round_number: int) -> Work:
         level = _level(pen, number, round_number)
-        completion = await pen.ask(_pairs_request(pen, task, kept, number, level))
-        pieces = parse_rows(completion.text, cut=completion.finish_reason == "length")
+        pieces, completion = await pen.ask_rows(_pairs_request(pen, task, kept, number, level))
         frame = Frame(task.system_prompt, metadata={"round": round_number, "level": level})
         return Work(tuple(pieces), frame, completion.text)
 

@@ -5,12 +5,14 @@ is asked to say so, and is rejected."""
 from __future__ import annotations
 
 import re
+from functools import partial
 
 from tunesmith.generating.asking import Pen
 from tunesmith.generating.constraints import STRING, array_of, object_of
 from tunesmith.generating.gate import Draft, Frame, Piece
-from tunesmith.generating.parsing import Row, parse_objects, without_thoughts
+from tunesmith.generating.parsing import Row, parse_objects, within, without_thoughts
 from tunesmith.generating.sources import Chunk, chunks_of, read_texts
+from tunesmith.generating.terms import usable
 from tunesmith.generating.work import Work, Workshop
 from tunesmith.protocols import GenerationContext
 from tunesmith.recipe import Generate
@@ -27,7 +29,7 @@ async def documents(options: Generate, ctx: GenerationContext, wanted: int) -> T
     """One chunk an item, in the order of the files, until `wanted` rows are accepted. RecipeError without files."""
     pen = Pen.of(options, ctx, "documents")
     chunks: list[Chunk] = []
-    for found in read_texts(ctx.files, generator="documents"):
+    for found in usable(options, read_texts(ctx.files, generator="documents")):
         if isinstance(found, Excluded):
             ctx.reject(found)
         else:
@@ -45,17 +47,16 @@ async def _questions(pen: Pen, chunk: Chunk, system_prompt: str | None, number: 
     count = pen.options.rows_per_request
     values = {"text": chunk.text, "document": chunk.name, "num_rows": count}
     schema = array_of(object_of(type=STRING, question=STRING), count)
-    completion = await pen.ask(pen.request("ask", values, number, schema=schema))
-    pieces = parse_objects(completion.text, fields=_FIELDS, cut=completion.finish_reason == "length")
+    request = pen.request("ask", values, number, schema=schema)
+    pieces, completion = await pen.ask_form(request, partial(parse_objects, fields=_FIELDS))
     drafts: list[Piece] = []
-    for piece in pieces:
-        if isinstance(piece, Row) and len(drafts) < count:
-            drafts.append(await _answered(pen, chunk, piece, number))
-        elif not isinstance(piece, Row):
-            drafts.append(piece)
+    for piece in within(pieces, count):
+        drafts.append(await _answered(pen, chunk, piece, number) if isinstance(piece, Row) else piece)
     place = {"document": chunk.name, "characters": [chunk.start, chunk.end]}
     origin = f"document:{chunk.name}"  # questions on one document stay on one side of a split
-    return Work(tuple(drafts), Frame(system_prompt, origin, metadata=place), completion.text)
+    return Work(
+        tuple(drafts), Frame(system_prompt, origin, metadata=place, licence=chunk.lineage.licence), completion.text
+    )
 
 
 async def _answered(pen: Pen, chunk: Chunk, row: Row, number: int) -> Draft:

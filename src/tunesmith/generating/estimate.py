@@ -36,6 +36,7 @@ _CALLS: dict[str, Callable[[Generate], tuple[int, int]]] = {
     "distill": lambda o: (1, o.rows_per_request),
     "personas": lambda o: (1, o.rows_per_request),
     "three_step": lambda o: (1 + 2 * o.rows_per_request, o.rows_per_request),
+    "label_first": lambda o: (o.rows_per_request, o.rows_per_request),
     "questions": lambda o: (1, o.rows_per_request),
     "responses": lambda o: (1, 1),
     "question_response": lambda o: (1 + o.rows_per_request, o.rows_per_request),
@@ -106,6 +107,6 @@ def _shown_tokens(section: Generate, num_seeds: int, row: float) -> float:
         return section.chunk_characters / _BYTES_PER_TOKEN
     if section.generator == "distill":
         return MAX_PAIRS_SHOWN * row
-    if section.generator in ("self_instruct", "personas", "three_step"):
+    if section.generator in ("self_instruct", "personas", "three_step", "label_first"):
         return min(section.num_seeds_shown, num_seeds) * row
     return _TEXTS_SHOWN.get(section.generator, 0.0) * row

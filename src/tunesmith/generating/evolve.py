@@ -104,7 +104,7 @@ async def _evolve_once(pen: Pen, current: str, operation: str, system_prompt: st
             fault = "no_gain", "the judge finds the same conditions, depth and breadth as before"
     if fault is not None:
         return Draft((asked,), fault=fault)
-    completion = await pen.ask(pen.reply_request([asked], system_prompt, number))
+    completion = await pen.reply([asked], system_prompt, number)
     reply = without_thoughts(completion.text)
     fault = reply_fault(reply)
     if completion.finish_reason == "length":

@@ -3,15 +3,13 @@ reason. Every generator uses it, so that their counts mean the same."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from jsonschema import Draft202012Validator
 from jsonschema.protocols import Validator
-from jsonschema.validators import validator_for
 
+from tunesmith.generating.constraints import schema_fault, validator_of
 from tunesmith.generating.examples import Example, ReplyStyle
 from tunesmith.generating.parsing import Broken, Row
 from tunesmith.generating.prompt_files import refusal_pattern
@@ -29,6 +27,7 @@ class Frame:
     origin: str = ""
     split: Split | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    licence: str | None = None  # of what the rows were made from, beside the seeds that metadata names
 
 
 @dataclass(frozen=True)
@@ -74,7 +73,7 @@ class Gate:
         self._texts: dict[int, str] = {}  # index in the novelty pool -> text, of the rows added here
         self._ids = {example.conversation.id for example in examples}
         schema = ctx.task.output_schema
-        self._validator: Validator | None = _validator(schema) if schema is not None else None
+        self._validator: Validator | None = validator_of(schema) if schema is not None else None
 
     @property
     def missing(self) -> int:
@@ -131,6 +130,7 @@ class Gate:
             source=self._source,
             origin=frame.origin,
             split=frame.split,
+            licence=frame.licence,
             metadata={**frame.metadata, **draft.metadata, "request": request},
         )
         asked = "\n".join(turn.content for turn in turns if turn.role == "user")
@@ -149,32 +149,20 @@ class Gate:
         if (
             self._needs_reply
             and self._validator is not None
-            and (fault := _schema_fault(self._validator, example.output))
+            and (fault := schema_fault(self._validator, example.output))
         ):
             return "schema", fault
         if example.conversation.id in self._ids:
             return "duplicate", "the same exchange exists already"
-        similarity, index = self._ctx.novelty.nearest(example.input) if self._compare else (0.0, -1)
-        if similarity > self._max_similarity:
+        above = self._ctx.novelty.nearest_above(example.input, self._max_similarity) if self._compare else None
+        if above is not None:
+            similarity, index = above
             near = self._texts.get(index)
             what = f"generated before: {near[:200]!r}" if near is not None else f"text {index} of the seeds"
             return "rouge_l", f"ROUGE-L F1 {similarity:.3f} > {self._max_similarity:g} with {what}"
         if surplus:
             return "surplus", "a good row beyond those that were asked for"
         return None
-
-
-def _validator(schema: dict[str, Any]) -> Validator:
-    return validator_for(schema, default=Draft202012Validator)(schema)
-
-
-def _schema_fault(validator: Validator, text: str) -> str | None:
-    try:
-        value = json.loads(text)
-    except ValueError as error:
-        return f"the output is no JSON: {error}"
-    fault = next(iter(validator.iter_errors(value)), None)
-    return None if fault is None else f"{fault.json_path}: {fault.message}"[:300]
 
 
 def _valid_unicode(text: str) -> str:

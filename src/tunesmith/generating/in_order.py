@@ -6,38 +6,24 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
-from contextlib import aclosing
 from typing import TypeVar
 
 from tunesmith.errors import BudgetExceeded, TeacherError
-from tunesmith.protocols import TeacherClient
-from tunesmith.types import Completion, TeacherRequest
 
 S = TypeVar("S")
 T = TypeVar("T")
 
-_MAX_IN_FLIGHT = 1024
-"""Bounds memory. The client bounds what really goes out."""
-
-
-async def answers_in_order(
-    client: TeacherClient, requests: Iterable[TeacherRequest], may_ask: Callable[[int], bool]
-) -> AsyncGenerator[tuple[TeacherRequest, Completion]]:
-    """Yields (request, answer) in the order of `requests`: results_in_order of one request each."""
-
-    async def ask(request: TeacherRequest) -> tuple[TeacherRequest, Completion]:
-        return request, await client.ask(request)
-
-    async with aclosing(results_in_order(requests, ask, may_ask)) as results:
-        async for result in results:
-            yield result
+_AHEAD = 4096
+"""Items begun beyond those that a client can have out at a time. Results that came early wait here for one that is late: at 2,000
+requests a second this is two seconds, a refused request's pause. Bounds memory, about 2 KB each."""
 
 
 async def results_in_order(
-    items: Iterable[S], work: Callable[[S], Awaitable[T]], may_begin: Callable[[int], bool]
+    items: Iterable[S], work: Callable[[S], Awaitable[T]], may_begin: Callable[[int], bool], *, concurrency: int
 ) -> AsyncGenerator[T]:
     """Yields work(item) in the order of `items`, beginning ahead while may_begin(items in flight) allows it. The work on
-    an item may be a chain of requests.
+    an item may be a chain of requests. concurrency: of the clients that the work asks; enough items are begun to keep
+    them busy.
 
     Law: an item is begun only after all before it, and `may_begin` sees a state made by a prefix of the results. So if
     work(item) depends on nothing but the item, and `may_begin` grants no more items than are needed even when every
@@ -50,7 +36,7 @@ async def results_in_order(
     waiting: deque[asyncio.Task[T]] = deque()
     try:
         while True:
-            while len(waiting) < _MAX_IN_FLIGHT and may_begin(len(waiting)):
+            while len(waiting) < concurrency + _AHEAD and may_begin(len(waiting)):
                 try:
                     item = next(coming)
                 except StopIteration:
@@ -60,7 +46,10 @@ async def results_in_order(
                 return
             try:
                 result = await waiting.popleft()
-            except BudgetExceeded:
+            except (
+                BudgetExceeded
+            ):  # later items may have a request out, which is paid: it is waited for, not thrown away
+                await asyncio.gather(*waiting, return_exceptions=True)
                 return
             yield result
     finally:

@@ -50,7 +50,7 @@ async def magpie(options: Generate, ctx: GenerationContext, wanted: int) -> Task
             fault = "ends_in_colon", f"what should follow is missing: {written[-60:]!r}"
         if fault is not None:
             return Work((Draft((asked,), fault=fault),), Frame(system), written)
-        completion = await pen.ask(pen.reply_request([asked], system, number))
+        completion = await pen.reply([asked], system, number)
         if completion.finish_reason == "length":
             fault = "cut_off", f"the reply is longer than max_tokens: {options.max_tokens}"
         reply = Message(role="assistant", content=without_thoughts(completion.text))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from fractions import Fraction
+from functools import partial
 from typing import Any
 
 from tunesmith.generating.arithmetic import evaluate, final_number, number_in, wrong_equation
@@ -52,8 +53,8 @@ async def maths(options: Generate, ctx: GenerationContext, wanted: int) -> Task:
 async def _checked_by_arithmetic(pen: Pen, values: dict[str, object], frame: Frame, number: int) -> Work:
     problem = object_of(question=STRING, solution=STRING, expression=STRING, answer=STRING)
     schema = array_of(problem, pen.options.rows_per_request)
-    completion = await pen.ask(pen.request("problems", values, number, schema=schema))
-    pieces = parse_objects(completion.text, fields=_FIELDS, cut=completion.finish_reason == "length")
+    request = pen.request("problems", values, number, schema=schema)
+    pieces, completion = await pen.ask_form(request, partial(parse_objects, fields=_FIELDS))
     drafts = [_draft(piece.input) if isinstance(piece, Row) else piece for piece in pieces]
     return Work(tuple(drafts), frame, completion.text)
 
@@ -83,10 +84,10 @@ def _fault(solution: str, expression: str, answer: str) -> tuple[str, str] | Non
 
 async def _checked_by_majority(pen: Pen, values: dict[str, object], frame: Frame, number: int) -> Work:
     schema = array_of(STRING, pen.options.rows_per_request)
-    completion = await pen.ask(pen.request("questions", values, number, schema=schema))
-    found = list_of_texts(completion.text, cut=completion.finish_reason == "length")
+    request = pen.request("questions", values, number, schema=schema)
+    found, completion = await pen.ask_form(request, partial(list_of_texts, most=pen.options.rows_per_request))
     pieces: list[Piece] = []
-    for question in found[: pen.options.rows_per_request]:
+    for question in found:
         pieces.append(await _voted(pen, question, number) if isinstance(question, str) else question)
     return Work(tuple(pieces), frame, completion.text)
 

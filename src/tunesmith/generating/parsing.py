@@ -10,7 +10,7 @@ from __future__ import annotations
 import ast
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,6 +83,19 @@ def parse_objects(text: str, *, fields: Mapping[str, tuple[str, ...]], cut: bool
         reason = "cut_off" if cut and body else "unreadable"
         return [Broken(reason, f"expected JSON objects with the keys {', '.join(fields)}", text)]
     return pieces
+
+
+def within(pieces: Sequence[Row | Broken], most: int) -> list[Row | Broken]:
+    """The same pieces, where rows beyond the `most` that were asked for are Broken as surplus: their answers would cost more."""
+    kept: list[Row | Broken] = []
+    num_rows = 0
+    for piece in pieces:
+        num_rows += isinstance(piece, Row)
+        if isinstance(piece, Row) and num_rows > most:
+            text = json.dumps(piece.input, ensure_ascii=False)
+            piece = Broken("surplus", f"{most} were asked for, and this is one more", text)
+        kept.append(piece)
+    return kept
 
 
 def _objects(body: str, cut: bool, read: Callable[[Any], Row | None]) -> Iterator[Row | Broken]:

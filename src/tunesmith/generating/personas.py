@@ -11,9 +11,8 @@ import yaml
 
 from tunesmith.errors import RecipeError
 from tunesmith.generating.asking import Pen
-from tunesmith.generating.constraints import rows_schema
+from tunesmith.generating.constraints import message_like, rows_schema
 from tunesmith.generating.examples import example_of
-from tunesmith.generating.parsing import parse_rows
 from tunesmith.generating.seeds import frame_of
 from tunesmith.generating.work import Work, Workshop
 from tunesmith.protocols import GenerationContext
@@ -43,9 +42,9 @@ async def personas(options: Generate, ctx: GenerationContext, wanted: int) -> Ta
             "examples": "\n".join(seed.line() for seed in shown),
             "num_rows": options.rows_per_request,
         }
-        schema = rows_schema(options.rows_per_request, ctx.task.output_schema)
-        completion = await pen.ask(pen.request("user", values, number, schema=schema))
-        pieces = parse_rows(completion.text, cut=completion.finish_reason == "length")
+        message = message_like([seed.input for seed in seeds])
+        schema = rows_schema(options.rows_per_request, ctx.task.output_schema, message)
+        pieces, completion = await pen.ask_rows(pen.request("user", values, number, schema=schema))
         return Work(tuple(pieces), frame, completion.text)
 
     await shop.write(work_on)

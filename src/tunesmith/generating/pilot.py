@@ -15,6 +15,8 @@ class Forecast(NamedTuple):
     kept: int
     parsed: int
     accept_rate: float  # kept rows per row that could be counted
+    requests_made: int
+    repaired: int  # of them, second tries
     tokens_per_row: float  # prompt and completion, per kept row
     usd_per_row: float
     rows: int  # of the full order
@@ -38,6 +40,8 @@ def forecast(
         kept=kept,
         parsed=counts["rows_parsed"],
         accept_rate=kept / max(1, counts["rows_parsed"] - counts.get("rejected_surplus", 0)),
+        requests_made=facts["num_requests"],
+        repaired=facts["num_repaired"],
         tokens_per_row=tokens / kept,
         usd_per_row=facts["cost_usd"] / kept,
         rows=num_rows,

@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from tunesmith.generating.asking import Pen
 from tunesmith.generating.constraints import STRING, array_of
 from tunesmith.generating.gate import Draft, Frame, Piece
+from tunesmith.generating.lineage import Lineage
 from tunesmith.generating.parsing import without_thoughts
 from tunesmith.generating.seeds import frame_of, seed_examples
 from tunesmith.generating.sources import Text, read_questions
+from tunesmith.generating.terms import usable
 from tunesmith.generating.texts import list_of_texts
 from tunesmith.generating.work import Work, Workshop
 from tunesmith.protocols import GenerationContext
@@ -29,6 +32,7 @@ _MIN_REPEATED_CHARACTERS = 12
 
 class _Question(Record):
     question: str
+    made_from: Lineage
 
 
 async def questions(options: Generate, ctx: GenerationContext, wanted: int) -> Task:
@@ -48,7 +52,7 @@ async def responses(options: Generate, ctx: GenerationContext, wanted: int) -> T
     """
     pen = Pen.of(options, ctx, "question_response")
     given: list[Text] = []
-    for found in read_questions(ctx.files, generator="responses"):
+    for found in usable(options, read_questions(ctx.files, generator="responses")):
         if isinstance(found, Excluded):
             ctx.reject(found)
         else:
@@ -56,8 +60,11 @@ async def responses(options: Generate, ctx: GenerationContext, wanted: int) -> T
     shop = Workshop(options, ctx, wanted, generator="responses", rows_per_item=1, compare=False)
 
     async def work_on(number: int) -> Work:
-        draft = await _answered(pen, given[number].text, ctx.task.system_prompt, number)
-        frame = Frame(ctx.task.system_prompt, metadata={"question_from": given[number].where})
+        lineage = given[number].lineage
+        system_prompt = ctx.task.system_prompt or lineage.system_prompt
+        draft = await _answered(pen, given[number].text, system_prompt, number)
+        metadata = {**lineage.metadata(), "question_from": given[number].where}
+        frame = Frame(system_prompt, lineage.origin, lineage.split, metadata, lineage.licence)
         return Work((draft,), frame, draft.messages[-1].content)
 
     await shop.write(work_on, range(len(given)))
@@ -83,10 +90,10 @@ async def _write(options: Generate, ctx: GenerationContext, wanted: int, *, gene
         frame = frame_of([seed], ctx.task)
         values = {"question": seed.input, "num_rows": options.rows_per_request}
         schema = array_of(STRING, options.rows_per_request)
-        completion = await pen.ask(pen.request("ask", values, number, schema=schema))
-        found = list_of_texts(completion.text, cut=completion.finish_reason == "length")
+        request = pen.request("ask", values, number, schema=schema)
+        found, completion = await pen.ask_form(request, partial(list_of_texts, most=options.rows_per_request))
         pieces: list[Piece] = []
-        for question in found[: options.rows_per_request]:
+        for question in found:
             if not isinstance(question, str):
                 pieces.append(question)
             elif with_answers:
@@ -101,8 +108,7 @@ async def _write(options: Generate, ctx: GenerationContext, wanted: int, *, gene
 
 async def _answered(pen: Pen, question: str, system_prompt: str | None, number: int) -> Draft:
     asked = Message(role="user", content=question)
-    request = pen.reply_request([asked], system_prompt or pen.fill("answer_system", {}), number)
-    completion = await pen.ask(request)
+    completion = await pen.reply([asked], system_prompt or pen.fill("answer_system", {}), number)
     text = without_repetition(without_thoughts(completion.text))
     fault = None
     if completion.finish_reason == "length":
@@ -111,8 +117,10 @@ async def _answered(pen: Pen, question: str, system_prompt: str | None, number: 
 
 
 def write_questions(path: Path, rows: Sequence[Conversation]) -> None:
-    """The questions of rows as a file to edit by hand, one {"question": ...} a line; `responses` reads it."""
-    write_records(path, [_Question(question=row.messages[-1].content) for row in rows])
+    """The questions of rows as a file to edit by hand, one {"question": ..., "made_from": ...} a line; `responses` reads it. A
+    line that is added needs no "made_from": such a question is its writer's own."""
+    lines = [_Question(question=row.messages[-1].content, made_from=Lineage.of(row)) for row in rows]
+    write_records(path, lines)
 
 
 def without_repetition(text: str) -> str:

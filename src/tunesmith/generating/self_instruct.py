@@ -10,9 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from tunesmith.generating.asking import Pen
-from tunesmith.generating.constraints import rows_schema
+from tunesmith.generating.constraints import message_like, rows_schema
 from tunesmith.generating.examples import Example
-from tunesmith.generating.parsing import parse_rows
 from tunesmith.generating.seeds import frame_of, seed_examples, system_message
 from tunesmith.generating.work import Work, Workshop
 from tunesmith.protocols import GenerationContext
@@ -32,8 +31,7 @@ async def self_instruct(options: Generate, ctx: GenerationContext, wanted: int) 
     )
 
     async def work_on(number: int) -> Work:
-        completion = await pen.ask(build_request(pen, seeds, number))
-        pieces = parse_rows(completion.text, cut=completion.finish_reason == "length")
+        pieces, completion = await pen.ask_rows(build_request(pen, seeds, number))
         return Work(tuple(pieces), frame_of(draw_seeds(pen, seeds, number), ctx.task), completion.text)
 
     await shop.write(work_on)
@@ -51,7 +49,9 @@ def build_request(pen: Pen, seeds: Sequence[Example], number: int) -> TeacherReq
         "num_rows": options.rows_per_request,
         "angle": pen.rng(number, "angle").choice(pen.prompt.lines("angles")),
     }
-    return pen.request("user", values, number, schema=rows_schema(options.rows_per_request, pen.task.output_schema))
+    message = message_like([seed.input for seed in seeds])
+    schema = rows_schema(options.rows_per_request, pen.task.output_schema, message)
+    return pen.request("user", values, number, schema=schema)
 
 
 def draw_seeds(pen: Pen, seeds: Sequence[Example], number: int) -> list[Example]:

@@ -7,17 +7,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from tunesmith.errors import DataError, RecipeError
-from tunesmith.types import Excluded
+from tunesmith.generating.lineage import Lineage
+from tunesmith.types import Conversation, Excluded
 
 TEXT_SUFFIXES = (".txt", ".md", ".markdown", ".rst")
 HTML_SUFFIXES = (".html", ".htm")
 ROW_SUFFIXES = (".jsonl", ".json")
+LINEAGE_KEY = "made_from"
 _QUESTION_KEYS = ("question", "instruction", "prompt", "input", "text", "问题")
 _TEXT_KEYS = ("text", "content", "body", "document", "output", "文本")
 _NOT_SHOWN = {"script", "style", "head", "noscript", "template"}
@@ -31,6 +35,7 @@ class Text:
     text: str
     name: str
     where: str
+    lineage: Lineage = field(default_factory=Lineage)
 
 
 @dataclass(frozen=True)
@@ -42,6 +47,7 @@ class Chunk:
     number: int
     start: int
     end: int
+    lineage: Lineage = field(default_factory=Lineage)
 
 
 def read_questions(files: Mapping[str, Path], *, generator: str) -> Iterator[Text | Excluded]:
@@ -65,7 +71,7 @@ def chunks_of(text: Text, *, characters: int, overlap: int) -> list[Chunk]:
         if end < len(text.text):
             end = _good_end(text.text, start + max(characters * 3 // 4, overlap + 1), end)
         if text.text[start:end].strip():
-            chunks.append(Chunk(text.text[start:end].strip(), text.name, len(chunks), start, end))
+            chunks.append(Chunk(text.text[start:end].strip(), text.name, len(chunks), start, end, text.lineage))
         if end >= len(text.text):
             return chunks
         start = max(start + 1, min(start + step, end))
@@ -136,7 +142,27 @@ def _read_rows(text: str, suffix: str, name: str, keys: tuple[str, ...]) -> Iter
         elif not found.strip():
             yield Excluded(reason="empty", detail="the text is empty", where=where, raw=value)
         else:
-            yield Text(found.strip(), name, where)
+            try:
+                yield Text(found.strip(), name, where, _lineage(value))
+            except ValidationError as error:
+                first = error.errors()[0]
+                place = ".".join(map(str, first["loc"]))
+                yield Excluded(
+                    reason="bad_row", detail=f"{LINEAGE_KEY}.{place}: {first['msg']}", where=where, raw=value
+                )
+
+
+def _lineage(value: Any) -> Lineage:
+    """Of a row's "made_from"; of a conversation; else the licence that the row states."""
+    if not isinstance(value, dict):
+        return Lineage()
+    if value.get(LINEAGE_KEY) is not None:
+        return Lineage.model_validate(value[LINEAGE_KEY])
+    if isinstance(value.get("messages"), list):
+        known = {name: value[name] for name in Conversation.model_fields if name in value}
+        return Lineage.of(Conversation.model_validate(known))
+    licence = value.get("licence") or value.get("license")
+    return Lineage(licence=licence if isinstance(licence, str) else None)
 
 
 def _field(value: Any, keys: tuple[str, ...]) -> str | None:

@@ -6,7 +6,7 @@ The table is data with a date. What it does not know is unknown, never allowed b
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -16,10 +16,15 @@ from urllib.parse import urlsplit
 import yaml
 
 from tunesmith.errors import DataError, RecipeError
+from tunesmith.generating.lineage import Lineage
+from tunesmith.generating.sources import Text
 from tunesmith.recipe import Generate, TeacherSection
-from tunesmith.types import Conversation
+from tunesmith.types import Conversation, Excluded
 
 _NOT_FOR_TRADE = re.compile(r"\bnc\b|non-?commercial|research[- ]only|academic", re.IGNORECASE)
+_STRICTEST_FIRST = ("no", "unknown", "no_competitors", "with_conditions", "yes")
+_ALLOWING = ("with_conditions", "yes")
+_JOIN = " AND "
 
 
 @dataclass(frozen=True)
@@ -33,7 +38,7 @@ class Terms:
     @property
     def allow_trade(self) -> bool:
         """Whether a model trained on the answers may be sold, as far as these terms go."""
-        return self.may_train in ("yes", "with_conditions")
+        return self.may_train in _ALLOWING
 
 
 def terms_of(section: TeacherSection, *, weights_licence: str | None, stated: str | None) -> Terms:
@@ -74,7 +79,7 @@ def seeds_for(options: Generate, seeds: Sequence[Conversation]) -> list[Conversa
     """
     if not options.require_commercial_use:
         return list(seeds)
-    allowed = [seed for seed in seeds if seed.licence and not _NOT_FOR_TRADE.search(seed.licence)]
+    allowed = [seed for seed in seeds if _allows_trade(seed.licence)]
     if seeds and not allowed:
         found = ", ".join(sorted({seed.licence or "no licence" for seed in seeds}))
         raise DataError(
@@ -85,21 +90,55 @@ def seeds_for(options: Generate, seeds: Sequence[Conversation]) -> list[Conversa
     return allowed
 
 
+def usable(options: Generate, texts: Iterable[Text | Excluded]) -> Iterator[Text | Excluded]:
+    """Texts of files, where commercial use is demanded without those that say of themselves that they do not allow it. A text
+    that says nothing is its user's own."""
+    for text in texts:
+        if options.require_commercial_use and isinstance(text, Text) and (fault := _trade_fault(text.lineage)):
+            yield Excluded(reason="licence", detail=fault, where=text.where, raw=text.text)
+        else:
+            yield text
+
+
+def _trade_fault(lineage: Lineage) -> str | None:
+    if lineage.commercial_use is False:
+        return "commercial use is demanded, and what it was made from is not known to allow it"
+    if lineage.licence and not _allows_trade(lineage.licence):
+        return f"commercial use is demanded, and its licence is {lineage.licence}"
+    if lineage.teacher_may_train is not None and lineage.teacher_may_train not in _ALLOWING:
+        return f"commercial use is demanded, and its teacher's terms are: {lineage.teacher_may_train}"
+    return None
+
+
+def _allows_trade(licence: str | None) -> bool:
+    return bool(licence) and not _NOT_FOR_TRADE.search(licence or "")
+
+
 class Stamp:
-    """Writes licence and terms into rows: the licences of the seeds they name, and the teacher's."""
+    """Writes licence and terms into rows: those they bring along, those of the seeds they name, and the teacher's."""
 
     def __init__(self, terms: Sequence[Terms], seeds: Sequence[Conversation]) -> None:
         self._licences = [one.licence for one in terms if one.licence]
-        order = ("no", "unknown", "no_competitors", "with_conditions", "yes")
-        self._strictest = min((one.may_train for one in terms), key=order.index)
-        self._by_seed = {seed.id: seed.licence for seed in seeds if seed.licence}
+        self._terms = list(terms)
+        self._by_seed = {seed.id: seed.licence for seed in seeds}
 
     def __call__(self, row: Conversation) -> Conversation:
-        """The row with `licence` (several joined by " AND ") and metadata.teacher_may_train."""
-        given = [self._by_seed[seed] for seed in row.metadata.get("seeds", ()) if seed in self._by_seed]
-        licences = list(dict.fromkeys([*given, *self._licences]))
-        metadata: dict[str, Any] = {**row.metadata, "teacher_may_train": self._strictest}
-        return row.model_copy(update={"licence": " AND ".join(licences) or None, "metadata": metadata})
+        """The row with `licence` (several joined by " AND "), metadata.teacher_may_train (the strictest) and
+        metadata.commercial_use: whether each of its teachers and examples is known to allow it."""
+        made_from = [*row.metadata.get("seeds", ()), *filter(None, [row.metadata.get("like")])]
+        given = [self._by_seed[seed] for seed in made_from if seed in self._by_seed]
+        brought = row.licence.split(_JOIN) if row.licence else []
+        licences = list(dict.fromkeys([*brought, *filter(None, given), *self._licences]))
+        terms = [one.may_train for one in self._terms]
+        terms += filter(None, [row.metadata.get("teacher_may_train")])
+        metadata: dict[str, Any] = {
+            **row.metadata,
+            "teacher_may_train": min(terms, key=_STRICTEST_FIRST.index),
+            "commercial_use": row.metadata.get("commercial_use", True)
+            and all(one in _ALLOWING for one in terms)
+            and all(map(_allows_trade, [*brought, *given])),
+        }
+        return row.model_copy(update={"licence": _JOIN.join(licences) or None, "metadata": metadata})
 
 
 def _by_licence(licence: str) -> Terms | None:

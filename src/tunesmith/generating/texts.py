@@ -37,24 +37,39 @@ def plain_text(text: str) -> str:
     return body
 
 
-def list_of_texts(text: str, *, cut: bool) -> list[str | Broken]:
+def list_of_texts(text: str, *, cut: bool, most: int) -> list[str | Broken]:
     """An answer that is a list: a JSON array of strings, or one text a line, numbered or not. The last one of an answer
-    that was cut is broken."""
+    that was cut is broken, and so are empty ones and those beyond the `most` that were asked for."""
     body = without_thoughts(text)
-    if (values := _json_strings(body)) is not None:
-        return list(values)
+    values = _json_strings(body)  # whole where it can be parsed, even if the answer was cut later
+    texts = _lines(body) if values is None else values
+    found = [each if each else Broken("empty", "this text of the list is empty", text) for each in texts]
+    if cut and found and values is None:
+        found[-1] = Broken("cut_off", "the answer ended in the middle of this text", str(found[-1]))
+    if not found:
+        return [Broken("cut_off" if cut and body else "unreadable", "the answer holds no list of texts", text)]
+    more = [
+        Broken("surplus", f"{most} were asked for, and this is one more", each) if isinstance(each, str) else each
+        for each in found[most:]
+    ]
+    return found[:most] + more
+
+
+def _lines(body: str) -> list[str]:
     lines = [line for line in body.splitlines() if line.strip() and not line.strip().startswith("```")]
     if any(_NUMBER.match(line) for line in lines):  # a line before the first number is an introduction
         lines = [line for line in lines if _NUMBER.match(line)]
-    found: list[str | Broken] = []
-    for line in lines:
-        bare = _NUMBER.sub("", line).strip().rstrip(",").strip()
-        bare = plain_text(bare) if bare else ""
-        if bare and bare not in ("[", "]"):
-            found.append(bare)
-    if cut and found:
-        found[-1] = Broken("cut_off", "the answer ended in the middle of this text", str(found[-1]))
-    return found or [Broken("cut_off" if cut and body else "unreadable", "the answer holds no list of texts", text)]
+    bare = [_NUMBER.sub("", line).strip().rstrip(",").strip() for line in lines]
+    texts = [plain_text(_unwrapped(each)) for each in bare if each]
+    return [each for each in texts if each and each not in ("[", "]")]
+
+
+def _unwrapped(line: str) -> str:
+    """A line that is a JSON object with one string in it is that string."""
+    try:
+        return (_only_text(json.loads(line)) if line.startswith("{") else None) or line
+    except (ValueError, RecursionError):
+        return line
 
 
 def verdict(text: str) -> bool | None:
@@ -131,6 +146,14 @@ def _json_strings(body: str) -> list[str] | None:
         value: Any = json.loads(body[start : end + 1], strict=False)
     except (ValueError, RecursionError):
         return None
-    if not isinstance(value, list) or not value or not all(isinstance(item, str) for item in value):
-        return None
-    return [text for item in value if (text := item.strip())]
+    texts = [_only_text(item) for item in value] if isinstance(value, list) else []
+    found = [text.strip() for text in texts if text is not None]
+    return found if found and len(found) == len(texts) else None
+
+
+def _only_text(value: Any) -> str | None:
+    """A string, or an object's only string: teachers write {"question": ...} where a plain text was asked for."""
+    if isinstance(value, dict):
+        inner = [each for each in value.values() if isinstance(each, str)]
+        value = inner[0] if len(inner) == 1 else None
+    return value if isinstance(value, str) else None

@@ -11,13 +11,15 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from tunesmith.generating.asking import Pen
 from tunesmith.generating.constraints import STRING, array_of, object_of
 from tunesmith.generating.examples import Example
-from tunesmith.generating.gate import Draft, Piece
-from tunesmith.generating.parsing import Row, parse_objects
+from tunesmith.generating.gate import Draft, Frame, Piece
+from tunesmith.generating.parsing import Row, parse_objects, within
 from tunesmith.generating.seeds import frame_of, seed_examples
 from tunesmith.generating.texts import list_of_texts, verdict
 from tunesmith.generating.work import Work, Workshop
@@ -42,32 +44,45 @@ async def three_step(options: Generate, ctx: GenerationContext, wanted: int) -> 
     )
 
     async def work_after(number: int, kept: tuple[Example, ...], round_number: int) -> Work:
-        drawn, shown = _shown(pen, seeds, kept, number)
+        drawn, again, shown = _shown(pen, seeds, kept, number)
         values = {
             "num_shown": len(shown),
             "examples": "\n".join(f"{place}. {text}" for place, text in enumerate(shown, 1)),
             "num_rows": options.rows_per_request,
         }
         schema = array_of(STRING, options.rows_per_request)
-        completion = await pen.ask(pen.request("instructions", values, number, schema=schema))
-        found = list_of_texts(completion.text, cut=completion.finish_reason == "length")
+        request = pen.request("instructions", values, number, schema=schema)
+        found, completion = await pen.ask_form(request, partial(list_of_texts, most=options.rows_per_request))
         pieces: list[Piece] = []
-        for instruction in found[: options.rows_per_request]:
+        for instruction in found:
             pieces += await _cases(pen, instruction, number) if isinstance(instruction, str) else [instruction]
-        return Work(tuple(pieces), frame_of(drawn, ctx.task, round=round_number), completion.text)
+        return Work(tuple(pieces), _frame(drawn, again, ctx.task, round_number), completion.text)
 
     await shop.write_in_rounds(work_after)
     return ctx.task
 
 
-def _shown(pen: Pen, seeds: Sequence[Example], kept: Sequence[Example], number: int) -> tuple[list[Example], list[str]]:
+def _shown(
+    pen: Pen, seeds: Sequence[Example], kept: Sequence[Example], number: int
+) -> tuple[list[Example], list[Example], list[str]]:
+    """Seeds, rows that were kept before, and the instructions of both."""
     total = pen.options.num_seeds_shown
     num_kept = min(total // 4, len(kept))
     rng = pen.rng(number, "seeds")
     drawn = rng.sample(list(seeds), min(total - num_kept, len(seeds)))
-    instructions = [row.conversation.metadata.get("instruction", row.input) for row in rng.sample(list(kept), num_kept)]
+    again = rng.sample(list(kept), num_kept)
+    instructions = [row.conversation.metadata.get("instruction", row.input) for row in again]
     lines = [" ".join(text.split()) for text in ([seed.input for seed in drawn] + instructions)]
-    return drawn, lines
+    return drawn, again, lines
+
+
+def _frame(drawn: Sequence[Example], again: Sequence[Example], task: Task, round_number: int) -> Frame:
+    """The seeds that kept rows were made from count too: their licences go on with what is made from those rows."""
+    frame = frame_of(drawn, task, round=round_number)
+    before = [seed for row in again for seed in row.conversation.metadata["seeds"]]
+    return replace(
+        frame, metadata={**frame.metadata, "seeds": list(dict.fromkeys([*frame.metadata["seeds"], *before]))}
+    )
 
 
 async def _cases(pen: Pen, instruction: str, number: int) -> list[Piece]:
@@ -82,9 +97,9 @@ async def _cases(pen: Pen, instruction: str, number: int) -> list[Piece]:
         fields = {"input": ("输入",), "output": ("response", "answer", "输出", "回答")}
         schema = object_of(input={"type": "string"}, output=STRING)
         request = pen.request("input_first", values, number, schema=schema)
-    completion = await pen.ask(request)
-    pieces = parse_objects(completion.text, fields=fields, cut=completion.finish_reason == "length")
-    rows = [piece for piece in pieces if isinstance(piece, Row)][: MAX_CASES if is_classification else 1]
+    pieces, _ = await pen.ask_form(request, partial(parse_objects, fields=fields))
+    pieces = within(pieces, MAX_CASES if is_classification else 1)
+    rows = [piece for piece in pieces if isinstance(piece, Row)]
     answers: dict[str, set[str]] = defaultdict(set)
     for row in rows:
         answers[_text(row.input["input"])].add(_output(row.input))

@@ -7,12 +7,11 @@ from tunesmith.errors import DataError
 from tunesmith.generating.asking import Pen
 from tunesmith.generating.gate import Draft, Frame
 from tunesmith.generating.parsing import without_thoughts
+from tunesmith.generating.translations import DetectLanguage, translation_fault
 from tunesmith.generating.work import Work, Workshop
 from tunesmith.protocols import GenerationContext
 from tunesmith.recipe import Generate
 from tunesmith.types import Conversation, Message, Task
-
-_MIN_COMPARED = 24  # characters: shorter texts may be the same in two languages
 
 
 async def translate(options: Generate, ctx: GenerationContext, wanted: int) -> Task:
@@ -26,7 +25,7 @@ async def translate(options: Generate, ctx: GenerationContext, wanted: int) -> T
     async def work_on(number: int) -> Work:
         seed = seeds[number]
         system_prompt = next((turn.content for turn in seed.messages if turn.role == "system"), ctx.task.system_prompt)
-        draft = await _translated(pen, seed, system_prompt, number)
+        draft = await _translated(pen, seed, system_prompt, number, ctx.detect_language)
         metadata = {"seeds": [seed.id], "language": options.target_language, "reanswered": options.reanswer}
         frame = Frame(system_prompt, seed.origin, seed.split, metadata)
         return Work((draft,), frame, draft.messages[-1].content)
@@ -35,7 +34,9 @@ async def translate(options: Generate, ctx: GenerationContext, wanted: int) -> T
     return ctx.task
 
 
-async def _translated(pen: Pen, seed: Conversation, system_prompt: str | None, number: int) -> Draft:
+async def _translated(
+    pen: Pen, seed: Conversation, system_prompt: str | None, number: int, detect: DetectLanguage | None
+) -> Draft:
     turns: list[Message] = []
     fault: tuple[str, str] | None = None
     for turn in seed.messages:
@@ -44,16 +45,18 @@ async def _translated(pen: Pen, seed: Conversation, system_prompt: str | None, n
         if turn.role == "tool" or turn.tool_calls:
             return Draft(tuple(turns) or (turn,), fault=("tool_calls", "a row with tool calls is not translated"))
         if turn.role == "assistant" and pen.options.reanswer:
-            request = pen.reply_request(turns, system_prompt, number)
+            completion = await pen.reply(turns, system_prompt, number)
         else:
             values = {"language": pen.options.target_language, "text": turn.content}
-            request = pen.request("turn", values, number, temperature=0.0)
-        completion = await pen.ask(request)
+            completion = await pen.ask(pen.request("turn", values, number, temperature=0.0))
         text = _unmarked(without_thoughts(completion.text))
         if completion.finish_reason == "length":
             fault = "cut_off", f"turn {len(turns)} is longer than max_tokens: {pen.options.max_tokens}"
-        elif turn.role == "user" and text == turn.content.strip() and len(text) >= _MIN_COMPARED:
-            fault = "untranslated", f"turn {len(turns)} came back as it was"
+        else:
+            is_answer = turn.role == "assistant" and pen.options.reanswer
+            original = None if is_answer else turn.content
+            wrong = translation_fault(text, original=original, target=pen.options.target_language, detect=detect)
+            fault = ("untranslated", f"turn {len(turns)} {wrong}") if wrong else None
         turns.append(Message(role=turn.role, content=text))
         if fault is not None:
             break

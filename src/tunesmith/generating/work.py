@@ -57,7 +57,10 @@ class Workshop:
         examples: Iterable[Example] = (),
         compare: bool = True,
         needs_reply: bool = True,
+        slots: bool = False,
     ) -> None:
+        """slots: the requests of an item begin alike. Then no more items are begun than the teacher answers requests at a
+        time: a local one keeps each beginning in a slot of its own, and what had to leave its slot is read again."""
         self.gate = Gate(
             ctx,
             list(examples),
@@ -69,6 +72,8 @@ class Workshop:
         )
         self._patience = Patience(options.max_failures, where="recipe.generate")
         self._rows_per_item = rows_per_item
+        self._concurrency = max(one.concurrency for one in (ctx.client, ctx.user_client) if one is not None)
+        self._most_items = self._concurrency if slots else math.inf
 
     async def write(self, work_on: WorkOn, items: Iterable[int] | None = None) -> None:
         """Work on items 0, 1, 2 ... (or those given) until enough rows are kept or a hard stop is met.
@@ -106,7 +111,10 @@ class Workshop:
 
         num_judged = 0
         running = results_in_order(
-            items, attempt, lambda in_flight: in_flight < math.ceil(self.gate.missing / self._rows_per_item)
+            items,
+            attempt,
+            lambda in_flight: in_flight < min(self._most_items, math.ceil(self.gate.missing / self._rows_per_item)),
+            concurrency=self._concurrency,
         )
         async with aclosing(running) as results:
             async for result in results:

@@ -13,8 +13,8 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+from tunesmith.chat.pieces import from_byte_level, from_sentencepiece
 from tunesmith.errors import ModelError
-from tunesmith.inference.token_bytes import from_byte_level, from_sentencepiece
 
 _SCALARS: dict[int, struct.Struct] = {
     0: struct.Struct("<B"),

@@ -1,34 +1,39 @@
 """curate: conversations in, train and test rows out. Every other row is in excluded.jsonl with its reason, and the counts
-add up: rows_in = train + test + all excluded_<reason>.
+add up: rows_in = train + test + all excluded_<reason>. Rows stay on disk; steps of single rows run in workers.
 
-One rule for all rows, in the order test rows, given rows, generated rows: the earlier one stays. First every row is
-checked by itself and by the listed filters of scope "all", then repetitions go. Training rows are then compared with test
-rows and each other, and the listed filters of scope "train" choose among what is left. Test rows are left out only where
-they are unusable or repeat each other; no likeness to a training row removes one.
+One rule for all rows, in the order test rows, given rows, generated rows: the earlier one stays. First what a person
+decided (`review`), then every row is checked by itself and by the listed filters of scope "all", then repetitions go.
+Training rows are then compared with test rows and each other, and the listed filters of scope "train" choose among what is
+left. So a test row is left out where it is unusable, where a filter for all rows says so, or where it repeats another test
+row; no likeness to a training row removes one.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from itertools import groupby
 from pathlib import Path
 
-from tunesmith.data.filters import build_field_filters, build_filter
-from tunesmith.data.filters.contamination import Contamination, Question, questions_of
-from tunesmith.data.filters.novel import Novelty
-from tunesmith.data.identity import with_system_prompt
+from tunesmith.data.filters import ROW_FILTERS, build_filter
+from tunesmith.data.filters.contamination import Contamination, Question, question_alone, questions_of
+from tunesmith.data.filters.fields import Duplicate
+from tunesmith.data.filters.novel import HeldOutOrigins, Novelty
+from tunesmith.data.keys import Keys
 from tunesmith.data.readers import read_examples
-from tunesmith.data.split import decide_splits, straddling
+from tunesmith.data.review import FirstReview, Review, SecondReview, open_review
+from tunesmith.data.rows import RowFile
+from tunesmith.data.sifting import Sifting, Step
+from tunesmith.data.split import TEST, TRAIN, decide_splits, straddling
 from tunesmith.errors import DataError
-from tunesmith.events import Note, Progress
-from tunesmith.protocols import Context, EventSink, Filter, SetFilter, Verdict
+from tunesmith.events import Note
+from tunesmith.protocols import Context, EventSink, FilterContext, SetFilter
 from tunesmith.recipe import Curate
+from tunesmith.recipe_filters import FilterOptions
 from tunesmith.stages.filter_context import FilterTools
 from tunesmith.text.jsonl import read_records, write_records
 from tunesmith.types import Conversation, Excluded, Inputs, Outcome, Task
+from tunesmith.workers import open_pool
 
-_ROWS_PER_EVENT = 500
 _REMEDIES = {
     "no_reply": "every row needs a reply: check the names of the columns, or let a `generate` section write rows",
     "schema": "correct ingest.output_schema or the replies, or set curate.check_schema: false",
@@ -46,31 +51,41 @@ def run(section: Curate, inputs: Inputs, out_dir: Path, ctx: Context) -> Outcome
     """See protocols.Stage. DataError where no training row is left."""
     source = inputs["generate"] if "generate" in inputs else inputs["ingest"]
     task = read_records(source.file("task.json"), Task)[0]
-    rows = [with_system_prompt(row, task.system_prompt) for row in _rows(inputs)]
-    excluded: list[Excluded] = []
-    with FilterTools(section, inputs.files, out_dir, ctx) as tools:
-        fields = build_field_filters(section, task)
-        listed = [(options.scope, build_filter(options, tools.context(task))) for options in section.filters]
-        last = fields.pop("duplicate")  # rewritten rows may have become equal
-        checks = [*fields.values(), *(each for scope, each in listed if scope == "all"), last]
-        kept = apply_filters(rows, checks, excluded, "check", ctx.events)
-        kept = decide_splits(kept, section.test_fraction, section.rng_seed)
-        test = [row for row in kept if row.split == "test"]
-        comparisons = _comparisons(section, inputs, kept, test, tools.num_threads, ctx.events)
-        comparisons += [each for scope, each in listed if scope == "train"]
-        train = [row for row in kept if row.split == "train"]
-        train = apply_filters(train, comparisons, excluded, "compare", ctx.events)
+    files = [inputs[stage].file("conversations.jsonl") for stage in ("ingest", "generate") if stage in inputs]
+    sources = [RowFile.scan(path) for path in files]
+    num_rows = sum(map(len, sources))
+    review = open_review(inputs.files[section.review], task.system_prompt) if section.review else None
+    runtime = ctx.runtime
+    with (
+        FilterTools(section, inputs.files, out_dir, ctx) as tools,
+        open_pool(runtime.workers, runtime.workers_for(num_rows)) as pool,
+        Sifting(out_dir, section, task, pool, ctx.events) as sifting,
+    ):
+        listed = [(options.scope, _step(options, tools.context(task))) for options in section.filters]
+        of_all = [each for scope, each in listed if scope == "all"]
+        first, second = _reviews(review)
+        # Repetitions last: rewritten rows may have become equal.
+        rows = sifting.read(sources, [*first, *ROW_FILTERS, *of_all, *second, Duplicate()], "check")
+        sides = decide_splits(rows.origins, rows.sides, section.test_fraction, section.rng_seed)
+        test, train = rows.chosen(sides == TEST), rows.chosen(sides == TRAIN)
+        comparisons = _comparisons(
+            section, inputs, test.rows, straddling(rows.origins, sides), tools.num_threads, ctx.events
+        )
+        train = sifting.sift(train, [*comparisons, *(each for scope, each in listed if scope == "train")], "compare")
         facts = {"num_train": len(train), "num_test": len(test), **tools.facts()}
-    reasons = Counter(each.reason for each in excluded)
-    if not train:
-        raise _empty(len(rows), len(test), reasons)
-    _tell(section, train, test, reasons, ctx.events)
-    write_records(out_dir / "train.jsonl", train)
-    write_records(out_dir / "test.jsonl", test)
-    write_records(out_dir / "excluded.jsonl", excluded)
+        if sifting.num_rewritten:
+            facts["num_rewritten"] = sifting.num_rewritten
+        reasons = sifting.reasons
+        if not len(train):
+            raise _empty(num_rows, len(test), reasons)
+        _tell(section, len(train), len(test), sifting, ctx.events)
+        for note in review.notes() if review else ():
+            ctx.events.emit(note)
+        sifting.write(train, out_dir / "train.jsonl", "train")
+        sifting.write(test, out_dir / "test.jsonl", "test")
     write_records(out_dir / "task.json", [task])
     counts = {
-        "rows_in": len(rows),
+        "rows_in": num_rows,
         "train": len(train),
         "test": len(test),
         **{f"excluded_{reason}": number for reason, number in sorted(reasons.items())},
@@ -78,79 +93,36 @@ def run(section: Curate, inputs: Inputs, out_dir: Path, ctx: Context) -> Outcome
     return Outcome("curated", counts, facts)
 
 
-def apply_filters(
-    rows: Sequence[Conversation],
-    filters: Sequence[Filter | SetFilter],
-    excluded: list[Excluded],
-    task: str,
-    events: EventSink,
-) -> list[Conversation]:
-    """The rows that every filter keeps, as the filters left them. The others go to `excluded`, in the order of the rows.
+def _step(options: FilterOptions, ctx: FilterContext) -> Step:
+    """A listed filter as a step: one of single rows by its options, because each worker builds its own."""
+    built = build_filter(options, ctx)
+    return built if isinstance(built, SetFilter) else options
 
-    Neighbouring filters of single rows share one pass. task: name of the work in progress events.
-    """
-    numbered = list(enumerate(rows))
-    lost: dict[int, Excluded] = {}
 
-    def settle(number: int, row: Conversation, verdict: Verdict) -> Conversation | None:
-        if isinstance(verdict, tuple):
-            reason, detail = verdict
-            lost[number] = Excluded(reason=reason, detail=detail, where=row.source, conversation=row)
-            return None
-        return verdict or row
-
-    for together, group in groupby(filters, key=lambda each: isinstance(each, SetFilter)):
-        members = list(group)
-        if together:
-            for member in members:
-                assert isinstance(member, SetFilter)
-                verdicts = member.judge_all([row for _, row in numbered])
-                settled = [(n, settle(n, row, verdict)) for (n, row), verdict in zip(numbered, verdicts, strict=True)]
-                numbered = [(n, row) for n, row in settled if row is not None]
-                _progress(task, len(settled), len(settled), len(numbered), events)
-            continue
-        left: list[tuple[int, Conversation]] = []
-        for done, (number, row) in enumerate(numbered, start=1):
-            current: Conversation | None = row
-            for member in members:
-                assert not isinstance(member, SetFilter)
-                current = settle(number, current, member(current))
-                if current is None:
-                    break
-            else:
-                left.append((number, current))
-            if done % _ROWS_PER_EVENT == 0 or done == len(numbered):
-                _progress(task, done, len(numbered), len(left), events)
-        numbered = left
-    excluded += [lost[number] for number in sorted(lost)]
-    return [row for _, row in numbered]
+def _reviews(review: Review | None) -> tuple[list[Step], list[Step]]:
+    return ([FirstReview(review)], [SecondReview(review)]) if review else ([], [])
 
 
 def _comparisons(
     section: Curate,
     inputs: Inputs,
-    kept: Sequence[Conversation],
     test: Sequence[Conversation],
+    straddling: Keys,
     num_threads: int,
     events: EventSink,
-) -> list[Filter | SetFilter]:
+) -> list[Step]:
     """What training rows are compared with: test rows by origin, likeness and n-grams, evaluation files, each other."""
-    parted = straddling(kept)
     questions = questions_of(test, are_test_rows=True)
     for name in section.decontaminate_against:
         questions += _questions_in(name, inputs, events)
-
-    def in_test(row: Conversation) -> Verdict:
-        return ("in_test", f"its origin {row.origin!r} also has test rows") if row.origin in parted else None
-
     contamination = Contamination(questions, max_coverage=section.max_eval_coverage, num_threads=num_threads)
-    return [in_test, Novelty(test, section.max_similarity), contamination]
+    return [HeldOutOrigins(straddling), Novelty(test, section.max_similarity), contamination]
 
 
 def _questions_in(name: str, inputs: Inputs, events: EventSink) -> list[Question]:
     examples = list(read_examples(inputs.files[name]))
-    rows = [each for each in examples if isinstance(each, Conversation)]
-    questions = questions_of(rows, are_test_rows=False)
+    questions = questions_of([each for each in examples if isinstance(each, Conversation)], are_test_rows=False)
+    questions += [each for row in examples if isinstance(row, Excluded) and (each := question_alone(row)) is not None]
     if not questions:
         raise DataError(
             f"{name} has no question among {len(examples):,} rows",
@@ -164,19 +136,6 @@ def _questions_in(name: str, inputs: Inputs, events: EventSink) -> list[Question
         )
         events.emit(Note(level="warning", message=message))
     return questions
-
-
-def _rows(inputs: Inputs) -> list[Conversation]:
-    """Test rows, then given rows, then generated ones."""
-    given = read_records(inputs["ingest"].file("conversations.jsonl"), Conversation)
-    if "generate" in inputs:
-        given += read_records(inputs["generate"].file("conversations.jsonl"), Conversation)
-    return sorted(given, key=lambda row: row.split != "test")
-
-
-def _progress(task: str, done: int, total: int, num_kept: int, events: EventSink) -> None:
-    live: dict[str, float | int | str] = {"kept": num_kept}
-    events.emit(Progress(task=task, done=done, total=total, unit="rows", detail=live))
 
 
 def _empty(num_rows: int, num_test: int, reasons: Counter[str]) -> DataError:
@@ -194,21 +153,25 @@ def _empty(num_rows: int, num_test: int, reasons: Counter[str]) -> DataError:
 
 def _tell(
     section: Curate,
-    train: Sequence[Conversation],
-    test: Sequence[Conversation],
-    reasons: Counter[str],
+    num_train: int,
+    num_test: int,
+    sifting: Sifting,
     events: EventSink,
 ) -> None:
-    if not test:
+    reasons = sifting.reasons
+    if sifting.num_rewritten:
+        message = f"filters changed what is said in {sifting.num_rewritten:,} rows (masks, sentences taken out)"
+        events.emit(Note(message=message))
+    if not num_test:
         message = (
             "there are no test rows, so the result will not be measured: name ingest.test_files, or set "
             "ingest.test_fraction"
         )
         events.emit(Note(level="warning", message=message))
     alike = reasons["rouge_l"] + reasons["rouge_l_test"]
-    if alike > len(train):
+    if alike > num_train:
         message = (
             f"{alike:,} rows are left out because their prompts are alike (ROUGE-L above {section.max_similarity:g}), and "
-            f"{len(train):,} stay; set curate.max_similarity: 1 where prompts are meant to be alike"
+            f"{num_train:,} stay; set curate.max_similarity: 1 where prompts are meant to be alike"
         )
         events.emit(Note(level="warning", message=message))

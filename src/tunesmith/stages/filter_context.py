@@ -10,34 +10,29 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from tunesmith.errors import TeacherError
-from tunesmith.events import Progress
 from tunesmith.protocols import Context, FilterContext, TextScorer
 from tunesmith.recipe import Curate
-from tunesmith.stages.teacher import concurrency_of, open_teacher
-from tunesmith.teachers.ledger import Ledger, LedgerClient
+from tunesmith.stages.judge import Judge
 from tunesmith.types import Completion, Task, TeacherRequest
-
-_REQUESTS_AT_ONCE = 1000
-"""Requests handed over together: between two such lots, failures are counted and progress is told."""
 
 
 class FilterTools:
     """Everything behind a FilterContext. Close it; what was not asked for was never opened."""
 
     def __init__(self, section: Curate, files: Mapping[str, Path], out_dir: Path, ctx: Context) -> None:
-        self.num_failed = 0
         self._section = section
         self._files = files
         self._out_dir = out_dir
         self._ctx = ctx
         self._runner = asyncio.Runner()
-        self._judge: tuple[LedgerClient, Ledger] | None = None
+        self._judge: Judge | None = None
         self._scorers: dict[str, TextScorer] = {}
 
     def context(self, task: Task) -> FilterContext:
         """For the builders of filters."""
-        return FilterContext(task, self._open_scorer, self._open_counter, self._ask_all, self.num_threads)
+        scratch = self._out_dir / "scratch"
+        scratch.mkdir(parents=True, exist_ok=True)
+        return FilterContext(task, self._open_scorer, self._open_counter, self._ask_all, self.num_threads, scratch)
 
     @cached_property
     def num_threads(self) -> int:
@@ -46,12 +41,7 @@ class FilterTools:
 
     def facts(self) -> dict[str, Any]:
         """The judge's identity, requests and cost; {} where none was asked. Settles the ledger: call it when all is asked."""
-        if self._judge is None:
-            return {}
-        client, ledger = self._judge
-        ledger.finish(client.asked_keys)
-        asked, cost = len(client.asked_keys), round(client.cost_usd, 9)
-        return {"judge": client.identity, "num_requests": asked, "num_failed": self.num_failed, "cost_usd": cost}
+        return {} if self._judge is None else self._judge.facts()
 
     def __enter__(self) -> FilterTools:
         return self
@@ -60,51 +50,13 @@ class FilterTools:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._judge is not None:
-            client, ledger = self._judge
-            self._runner.run(client.aclose())
-            ledger.close()
+            self._runner.run(self._judge.aclose())
         self._runner.close()
 
     def _ask_all(self, requests: Sequence[TeacherRequest]) -> list[Completion]:
-        """Answers in the order of the requests. TeacherError where more fail than the recipe allows."""
         if self._judge is None:
-            self._judge = self._open_judge()
-        client = self._judge[0]
-        answers: list[Completion] = []
-        for start in range(0, len(requests), _REQUESTS_AT_ONCE):
-            answers += self._runner.run(_gather(client, requests[start : start + _REQUESTS_AT_ONCE]))
-            detail: dict[str, float | int | str] = {"failed": self.num_failed, "usd": round(client.cost_usd, 6)}
-            self._ctx.events.emit(
-                Progress(task="judge", done=len(answers), total=len(requests), unit="answers", detail=detail)
-            )
-            if self.num_failed > self._section.max_failures:
-                last = next(answer.error for answer in reversed(answers) if answer.finish_reason == "error")
-                raise TeacherError(
-                    f"{self.num_failed} answers of the judge failed, allowed are {self._section.max_failures}; the last: {last}",
-                    where="recipe.curate.max_failures",
-                    hint="mend what the message names, then run again: answers that are there are not asked again",
-                )
-        return answers
-
-    def _open_judge(self) -> tuple[LedgerClient, Ledger]:
-        section = self._section.teacher
-        assert section is not None  # the recipe checks that judges have a teacher
-        where, runtime, events = "recipe.curate.teacher", self._ctx.runtime, self._ctx.events
-        teacher = open_teacher(section, where=where, files=self._files, runtime=runtime, events=events)
-        ledger = Ledger(self._out_dir / "answers.jsonl")
-        client = LedgerClient(
-            teacher,
-            ledger,
-            concurrency=concurrency_of(section, runtime),
-            budget_usd=self._section.budget_usd,
-            max_requests=None,
-            where="recipe.curate",
-            on_answer=self._count,
-        )
-        return client, ledger
-
-    def _count(self, answer: Completion) -> None:
-        self.num_failed += answer.finish_reason == "error"
+            self._judge = Judge(self._section, self._files, self._out_dir, self._ctx)
+        return self._runner.run(self._judge.ask_all(requests))
 
     def _open_scorer(self, name: str) -> TextScorer:
         if name not in self._scorers:
@@ -144,7 +96,3 @@ def _tokenizer(folder: Path) -> Any:
     from tunesmith.chat.tokenizer import load_tokenizer
 
     return load_tokenizer(folder)
-
-
-async def _gather(client: LedgerClient, requests: Sequence[TeacherRequest]) -> list[Completion]:
-    return list(await asyncio.gather(*(client.ask(request) for request in requests)))

@@ -4,8 +4,9 @@ meet here. Everything it writes follows from the ledger, so a resumed run writes
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import Counter
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,8 +14,9 @@ from shutil import copyfile as copy_file
 
 from filelock import FileLock, Timeout
 
+from tunesmith.data.language import LanguageDetector
 from tunesmith.data.novelty import RougeNoveltyIndex, novelty_text
-from tunesmith.errors import StoreError, TeacherError
+from tunesmith.errors import MissingExtra, StoreError, TeacherError
 from tunesmith.events import Note, Progress
 from tunesmith.generating import GENERATORS
 from tunesmith.generating.estimate import max_requests
@@ -29,13 +31,17 @@ from tunesmith.text.jsonl import read_records, write_records
 from tunesmith.types import Completion, Conversation, Excluded, Inputs, Outcome, Task
 
 NOT_ASKED = (
-    "num_rows", "budget_usd", "max_requests", "max_failures", "outputs_licence", "files",
+    "num_rows", "budget_usd", "max_requests", "max_failures", "outputs_licence", "files", "repair",
 )  # fmt: skip
-"""Parameters that change no request, or (files) only which requests are made: answers are shared across their values."""
+"""Parameters that change no request, or (files, repair) only which requests are made: answers are shared across their values."""
+
+
+SHOW_SECONDS = 0.1
+"""Where generation stands is told this often at most: an event for each of 1,500 answers a second costs more than the answers."""
 
 
 class Tally:
-    """Rows and answers so far, told to the sink at every change."""
+    """Rows and answers so far, told to the sink as they change."""
 
     def __init__(self, section: Generate, events: EventSink) -> None:
         self.kept: list[Conversation] = []
@@ -49,6 +55,7 @@ class Tally:
         self.last_error: str | None = None
         self._wanted = section.num_rows
         self._events = events
+        self._shown_at = float("-inf")
 
     def answered(self, completion: Completion) -> None:
         """One request came to its end."""
@@ -72,8 +79,12 @@ class Tally:
         self.reasons[excluded.reason] += 1
         self.show()
 
-    def show(self) -> None:
-        """Emit where generation stands."""
+    def show(self, *, now: bool = False) -> None:
+        """Emit where generation stands; not at once after the last time, unless `now`."""
+        at = time.monotonic()
+        if at - self._shown_at < SHOW_SECONDS and not now:
+            return
+        self._shown_at = at
         detail: dict[str, float | int | str] = {
             "asked": self.num_answers,
             "kept": len(self.kept),
@@ -128,10 +139,14 @@ async def _generate(section: Generate, inputs: Inputs, out_dir: Path, ctx: Conte
             tally.reject,
             {name: inputs.files[name] for name in section.files},
             desks[1].client if len(desks) > 1 else None,
+            _language_detection(ctx.events) if section.generator == "translate" else None,
         )
         try:
-            tally.show()
-            task = await generator(section, craft, section.num_rows)
+            tally.show(now=True)
+            try:
+                task = await generator(section, craft, section.num_rows)
+            finally:
+                tally.show(now=True)
             _check(section, tally, desks[0].client)
             for desk in desks:
                 desk.finish()
@@ -155,12 +170,22 @@ async def _generate(section: Generate, inputs: Inputs, out_dir: Path, ctx: Conte
     facts = {
         "teacher": desks[0].client.identity,
         "num_requests": tally.num_answers,
+        "num_repaired": sum(desk.client.num_repaired for desk in desks),
         "prompt_tokens": tally.prompt_tokens,
         "completion_tokens": tally.completion_tokens,
         "cost_usd": round(sum(desk.client.cost_usd for desk in desks), 9),
         "teacher_terms": [asdict(one) for one in terms],
     }
     return Outcome("conversations", counts, facts)
+
+
+def _language_detection(events: EventSink) -> Callable[[str], tuple[str, float]] | None:
+    try:
+        return LanguageDetector().detect
+    except MissingExtra as error:
+        told = f"answers in a wrong language are not noticed, unless nothing was changed: {error}"
+        events.emit(Note(level="warning", message=told))
+        return None
 
 
 @dataclass
@@ -174,12 +199,12 @@ class _Desk:
     def finish(self) -> None:
         """Leave the answers that were used in the artifact. A ledger that outlives the stage stays as it is."""
         if self.ledger.path == self.kept_at:
-            self.ledger.finish(self.client.asked_keys)
+            self.ledger.finish(self.client.keys_by_number)
             return
         self.ledger.close()
         copy_file(self.ledger.path, self.kept_at)
         copied = Ledger(self.kept_at)
-        copied.finish(self.client.asked_keys)
+        copied.finish(self.client.keys_by_number)
         copied.close()
 
 

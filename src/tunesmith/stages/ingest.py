@@ -5,20 +5,26 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
 from pathlib import Path
 
-from tunesmith.data.intake import FILES, Intake
-from tunesmith.data.readers import read_examples
+from tunesmith.data.intake import FILES, Intake, Taken, take_examples
+from tunesmith.data.readers import map_examples, read_examples
 from tunesmith.data.readers.sampling import Sampled
 from tunesmith.data.schema import check_schema, load_schema
 from tunesmith.errors import DataError
 from tunesmith.events import Note, Progress
-from tunesmith.protocols import Context, EventSink
+from tunesmith.protocols import Context, EventSink, Pool
 from tunesmith.recipe import Ingest, split_sampled
-from tunesmith.text.jsonl import RecordLog, write_records
-from tunesmith.types import Conversation, Example, Excluded, Inputs, Outcome, Task
+from tunesmith.text.jsonl import RecordLog, dump_record, write_blocks, write_records
+from tunesmith.types import Conversation, Example, Excluded, Inputs, Outcome, Split, Task
+from tunesmith.workers import open_pool
 
+_BYTES_PER_ROW = 1000  # about: decides only how many workers are worth starting
 _ROWS_PER_EVENT = 1000
 
 
@@ -29,31 +35,55 @@ def run(section: Ingest, inputs: Inputs, out_dir: Path, ctx: Context) -> Outcome
     DataError where a file cannot be read as a whole, or where no row of the example files can be used.
     """
     task = _task(section, inputs)
-    intake = Intake(out_dir / "scratch" / "rows.jsonl", task.system_prompt)
-    with _Reading(section, inputs, out_dir / "scratch" / "rejects.jsonl", ctx.events) as reading:
-        intake.fill(reading)
-        intake.decide(section.test_fraction, section.rng_seed)
-        for each in intake.leaked():
-            reading.reject(each)
-    sides = {kind: (intake.num(kind, "train"), intake.num(kind, "test")) for kind in FILES}
-    if section.files and not any(train for train, _ in sides.values()):
-        raise _nothing_usable(section, reading)
-    _tell_rejects(reading, ctx.events)
-    alone = _Alone()
-    counts = {"rows_read": len(intake) + reading.num_bad + reading.num_not_drawn}
-    for kind, (train, test) in sides.items():
-        if kind is Conversation:
-            write_records(out_dir / FILES[kind], alone.watch(intake.kept(Conversation)))
-            counts |= {"kept": train + test, "rejected": reading.num_rejects, "train": train, "test": test}
-        elif train + test:
-            counts[FILES[kind].removesuffix(".jsonl")] = write_records(out_dir / FILES[kind], intake.kept(kind))
+    num_workers = ctx.runtime.workers_for(_size_bytes(inputs.files.values()) // _BYTES_PER_ROW)
+    with (
+        _scratch_folder(out_dir) as scratch,
+        open_pool(ctx.runtime.workers, num_workers) as pool,
+        Intake(scratch / "rows.jsonl", pool) as intake,
+    ):
+        with _Reading(section, inputs, scratch / "rejects.jsonl", ctx.events) as reading:
+            for taken in reading.read(task.system_prompt, pool):
+                intake.add(taken)
+            intake.decide(section.test_fraction, section.rng_seed)
+            for each in intake.leaked():
+                reading.reject(each)
+        sides = {kind: (intake.num(kind, "train"), intake.num(kind, "test")) for kind in FILES}
+        if section.files and not any(train for train, _ in sides.values()):
+            raise _nothing_usable(section, reading)
+        _tell_rejects(reading, ctx.events)
+        counts = {"rows_read": len(intake) + reading.num_bad + reading.num_not_drawn}
+        for kind, (train, test) in sides.items():
+            if kind is Conversation:
+                counts |= {"kept": train + test, "rejected": reading.num_rejects, "train": train, "test": test}
+            elif train + test:
+                counts[FILES[kind].removesuffix(".jsonl")] = train + test
+            if kind is Conversation or train + test:
+                write_blocks(out_dir / FILES[kind], intake.kept(kind))
+        reading.log.path.replace(out_dir / "rejects.jsonl")
     if reading.num_not_drawn:
         counts["not_drawn"] = reading.num_not_drawn
-    reading.log.path.replace(out_dir / "rejects.jsonl")
-    shutil.rmtree(out_dir / "scratch")
     write_records(out_dir / "task.json", [task])
-    alone.tell(ctx.events)
+    _tell_alone(intake, ctx.events)
     return Outcome("conversations", counts, {"num_train": counts["train"], "num_test": counts["test"]})
+
+
+@contextmanager
+def _scratch_folder(out_dir: Path) -> Generator[Path]:
+    """Gone at the end, whatever it is: where the disk is full, it is this that fills it."""
+    folder = out_dir / "scratch"
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _size_bytes(paths: Iterable[Path]) -> int:
+    return sum(
+        each.stat().st_size
+        for path in paths
+        for each in ((path,) if path.is_file() else path.rglob("*"))
+        if each.is_file()
+    )
 
 
 def _task(section: Ingest, inputs: Inputs) -> Task:
@@ -92,9 +122,12 @@ class _Reading:
         return self.reasons.total()
 
     def reject(self, row: Excluded) -> None:
-        self.reasons[row.reason] += 1
-        self.first = [*self.first, row][:3]
-        self.log.append(row)
+        self._reject(_Rejects.of([row]))
+
+    def _reject(self, rejects: _Rejects) -> None:
+        self.reasons.update(rejects.reasons)
+        self.first = [*self.first, *rejects.first][:3]
+        self.log.append_lines(rejects.lines)
 
     def __enter__(self) -> _Reading:
         return self
@@ -103,31 +136,30 @@ class _Reading:
         self.log.sync()
         self.log.close()
 
-    def __iter__(self) -> Iterator[Example]:
+    def read(self, system_prompt: str | None, pool: Pool) -> Iterator[Taken]:
+        """The examples of all files, some hundred at a time."""
         for name in (*self._section.files, *self._section.test_files):
             file, size = split_sampled(name)
-            examples = read_examples(self._inputs.files[file], self._section.format)
-            drawn = Sampled(examples, size, self._section.rng_seed) if size is not None else None
+            path, form = self._inputs.files[file], self._section.format
+            held_out = name in self._section.test_files
+            take = partial(_take, self._section.licence, "test" if held_out else None, system_prompt)
+            drawn = None
+            if size is None:
+                batches = map_examples(path, form, pool, take)
+            else:
+                drawn = Sampled(read_examples(path, form), size, self._section.rng_seed)
+                batches = map(take, _batched(drawn, _ROWS_PER_EVENT))
             before = self.num_examples
-            for example in drawn or examples:
-                if isinstance(example, Excluded):
-                    self.num_bad += 1
-                    self.reject(example)
-                else:
-                    self.num_examples += 1
-                    yield self._marked(example, held_out=name in self._section.test_files)
-                if (self.num_examples + self.num_bad) % _ROWS_PER_EVENT == 0:
-                    self._progress()
+            for taken, rejects in batches:
+                self._reject(rejects)
+                self.num_bad += rejects.reasons.total()
+                self.num_examples += len(taken.columns.sides)
+                yield taken
+                self._progress()
             if drawn is not None:
                 self._tell_drawn(name, self.num_examples - before, size or 0)
                 self.num_not_drawn += drawn.num_left_out
         self._progress()
-
-    def _marked(self, example: Example, *, held_out: bool) -> Example:
-        example.licence = example.licence or self._section.licence
-        if held_out:
-            example.split = "test"
-        return example
 
     def _tell_drawn(self, name: str, num_drawn: int, size: int) -> None:
         if num_drawn < size:
@@ -137,6 +169,41 @@ class _Reading:
     def _progress(self) -> None:
         detail: dict[str, float | int | str] = {"kept": self.num_examples, "rejected": self.num_bad}
         self._events.emit(Progress(task="read", done=self.num_examples + self.num_bad, unit="rows", detail=detail))
+
+
+@dataclass(frozen=True)
+class _Rejects:
+    """Rows that could not be read."""
+
+    lines: bytes
+    reasons: Counter[str]
+    first: list[Excluded]
+
+    @classmethod
+    def of(cls, rows: Sequence[Excluded]) -> _Rejects:
+        return cls(b"".join(map(dump_record, rows)), Counter(row.reason for row in rows), list(rows[:3]))
+
+
+def _take(
+    licence: str | None, split: Split | None, system_prompt: str | None, read: Sequence[Example | Excluded]
+) -> tuple[Taken, _Rejects]:
+    """In a worker: what was read, ready for the intake."""
+    examples: list[Example] = []
+    rejects: list[Excluded] = []
+    for each in read:
+        if isinstance(each, Excluded):
+            rejects.append(each)
+            continue
+        each.licence = each.licence or licence
+        each.split = split or each.split
+        examples.append(each)
+    return take_examples(examples, system_prompt), _Rejects.of(rejects)
+
+
+def _batched(examples: Iterable[Example | Excluded], size: int) -> Iterator[list[Example | Excluded]]:
+    left = iter(examples)
+    while batch := list(islice(left, size)):
+        yield batch
 
 
 def _nothing_usable(section: Ingest, reading: _Reading) -> DataError:
@@ -169,29 +236,13 @@ def _tell_rejects(reading: _Reading, events: EventSink) -> None:
         events.emit(Note(level="warning", message=message))
 
 
-class _Alone:
-    """Counts the prompts without a reply among rows that pass by."""
-
-    def __init__(self) -> None:
-        self._number = 0
-        self._first = ""
-        self._fields: set[str] = set()
-
-    def watch(self, rows: Iterable[Conversation]) -> Iterator[Conversation]:
-        for row in rows:
-            if row.reply is None:
-                self._number += 1
-                self._first = self._first or row.source
-                self._fields |= set(row.metadata)
-            yield row
-
-    def tell(self, events: EventSink) -> None:
-        if not self._number:
-            return
-        fields = ", ".join(sorted(self._fields)[:6])
-        extra = f" (other fields there: {fields})" if fields else ""
-        message = (
-            f"{self._number:,} rows are prompts without a reply{extra}: the first is {self._first}. They are kept, and "
-            "curate will leave them out"
-        )
-        events.emit(Note(level="warning", message=message))
+def _tell_alone(intake: Intake, events: EventSink) -> None:
+    if not intake.num_alone or intake.first_alone is None:
+        return
+    fields = ", ".join(sorted(intake.alone_fields)[:6])
+    extra = f" (other fields there: {fields})" if fields else ""
+    message = (
+        f"{intake.num_alone:,} rows are prompts without a reply{extra}: the first is {intake.first_alone.source}. They "
+        "are kept, and curate will leave them out"
+    )
+    events.emit(Note(level="warning", message=message))

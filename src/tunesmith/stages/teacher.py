@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
+from math import ceil
 from pathlib import Path
 
 from tunesmith.errors import ModelError
@@ -18,6 +19,11 @@ from tunesmith.teachers.window import MOST_IN_FLIGHT, MOST_IN_ONE_BATCH
 LOCAL_SLOTS = 4
 """Answers a local teacher writes side by side, at most: on 2 cores a 1.5B model writes 11.6 tokens/s alone and 23 with
 8 streams, while each slot takes a context's memory."""
+
+
+_PAUSING = 1.25
+"""Requests handed to an endpoint over those it has in flight: one that was refused waits, and its place must not stay empty. Above a
+quarter of refusals the endpoint means it (window.SUSTAINED_SHARE) and fewer are in flight anyway."""
 
 
 def open_teacher(
@@ -34,7 +40,7 @@ def open_teacher(
         return build_teacher(section, where=where, runtime=runtime, files=files, notify=notify)
     from tunesmith.chat.renderer import Renderer  # torch and llama.cpp only where a local teacher is wanted
     from tunesmith.chat.user_prefix import user_prefix
-    from tunesmith.inference.llama_cpp import LlamaCppEngine
+    from tunesmith.inference.llama_cpp import LlamaCppEngine, free_cores
     from tunesmith.model.catalog import fetch_gguf
     from tunesmith.teachers.local import LocalTeacher
 
@@ -49,7 +55,7 @@ def open_teacher(
         model.gguf,
         context_length=section.context_length,
         num_slots=concurrency_of(section, runtime),
-        num_threads=None if runtime.num_threads == "auto" else runtime.num_threads,
+        num_threads=free_cores() if runtime.num_threads == "auto" else runtime.num_threads,
     )
     renderer = Renderer.for_model(model.tokenizer_dir)
     teacher = build_teacher(
@@ -77,10 +83,11 @@ def weights_licence(section: TeacherSection, events: EventSink) -> str | None:
 
 
 def concurrency_of(section: TeacherSection, runtime: Runtime) -> int:
-    """Requests to this teacher that are out at a time, at most. How many really are is the teacher's business."""
+    """Requests that this teacher is handed at a time, at most. How many of them are really out is its business."""
     wanted = runtime.teacher_concurrency
     if section.kind == "local":
         return LOCAL_SLOTS if wanted == "auto" else min(LOCAL_SLOTS, wanted)
     if section.kind == "openai" and runtime.teacher_batch:
         return MOST_IN_ONE_BATCH
-    return (1 + len(section.extra_endpoints)) * (MOST_IN_FLIGHT if wanted == "auto" else wanted)
+    in_flight = (1 + len(section.extra_endpoints)) * (MOST_IN_FLIGHT if wanted == "auto" else wanted)
+    return ceil(in_flight * _PAUSING) if section.kind == "openai" else in_flight

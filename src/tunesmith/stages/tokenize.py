@@ -1,30 +1,36 @@
 """Rows to token ids and loss masks: renders the train split, resolves max_length and pack_length, and counts what stays out.
 
-Wiring only: how a row becomes tokens is chat/renderer.py's, how samples share packs is training/packing.py's.
+Wiring only: how rows become samples is rendering.py's, how samples share packs is training/packing.py's.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import Counter
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
-from safetensors.numpy import load_file, save
+from numpy.typing import NDArray
+from safetensors.numpy import load_file
+from transformers import PreTrainedTokenizerFast
 
-from tunesmith.chat.renderer import RenderedArrays, Renderer, own_template
+from tunesmith.chat.renderer import Renderer, own_template
 from tunesmith.chat.templates import load_template, read_template
 from tunesmith.chat.tokenizer import load_tokenizer
-from tunesmith.data.splitting import split_conversation
+from tunesmith.data.rows import RowFile, RowWriter, all_rows
 from tunesmith.errors import DataError, RecipeError
 from tunesmith.events import Note, Progress
 from tunesmith.model.catalog import base_model_path
-from tunesmith.protocols import Context
+from tunesmith.protocols import Context, Pool
 from tunesmith.recipe import Tokenize
+from tunesmith.stages.rendering import How, Tokenized, text_lines, tokenize_rows
 from tunesmith.store import write_atomic
-from tunesmith.text.jsonl import read_records, write_records
+from tunesmith.text.jsonl import dump_record, read_records
 from tunesmith.training.packing import plan_packs
-from tunesmith.types import Artifact, Conversation, Excluded, Inputs, Message, Outcome, Record, Rendered
+from tunesmith.training.sample_file import SampleWriter
+from tunesmith.types import Artifact, Excluded, Inputs, Outcome, Record, Rendered
+from tunesmith.workers import open_pool
 
 SAMPLES = "samples.safetensors"
 ROWS = "rows.jsonl"
@@ -33,7 +39,6 @@ TOKENS = "tokens.{split}.jsonl"
 TEMPLATE = "chat_template.jinja"
 TASK = "task.json"
 
-_ROWS_AT_ONCE = 256
 _USUAL_PACK_LENGTH = 2048  # tokens; short samples share packs of this size
 
 
@@ -45,72 +50,81 @@ class TokenizedRow(Record):
     num_supervised: int  # targets among them
 
 
-class TokensRow(Record):
-    """One sample as ids, mask and text, for other programs and for people."""
-
-    id: str
-    input_ids: list[int]
-    loss_mask: list[int]  # 1 = a target
-    text: str
-
-
 @dataclass
-class _Tokenized:
-    """What the rows became, in their order."""
+class _Totals:
+    """Sums over all rows."""
 
-    samples: list[RenderedArrays] = field(default_factory=list)
-    ids: list[str] = field(default_factory=list)
-    dropped: list[Excluded] = field(default_factory=list)
-    num_split: int = 0  # rows that were cut into pieces
-    num_pieces: int = 0
-    num_exchanges_left_out: int = 0  # of rows that were cut
+    rows: int = 0
+    tokens: int = 0
+    supervised: int = 0
+    thinking: int = 0
+    split: int = 0
+    pieces: int = 0
+    exchanges_left_out: int = 0
+    lengths: list[NDArray[np.int64]] = field(default_factory=list[NDArray[np.int64]])
+    reasons: Counter[str] = field(default_factory=Counter[str])
+    first: dict[str, Excluded] = field(default_factory=dict[str, Excluded])  # the first dropped row of each reason
 
-    def add(self, sample: RenderedArrays, sample_id: str) -> None:
-        self.samples.append(sample)
-        self.ids.append(sample_id)
-
-    @property
-    def lengths(self) -> list[int]:
-        return [len(sample.input_ids) for sample in self.samples]
+    def add(self, part: Tokenized, num_supervised: int) -> None:
+        lengths = np.array(part.lengths, np.int64)
+        self.rows += part.num_rows
+        self.tokens += int(lengths.sum())
+        self.supervised += num_supervised
+        self.thinking += part.num_thinking
+        self.split += part.num_split
+        self.pieces += part.num_pieces
+        self.exchanges_left_out += part.num_exchanges_left_out
+        self.lengths.append(lengths)
+        for row in part.dropped:
+            self.reasons[row.reason] += 1
+            self.first.setdefault(row.reason, row)
 
 
 def run(section: Tokenize, inputs: Inputs, out_dir: Path, ctx: Context) -> Outcome:
     """Reads curate's train.jsonl and the base model's tokenizer; writes samples.safetensors and its companions."""
     renderer = build_renderer(section, inputs)
-    conversations = read_records(inputs["curate"].file("train.jsonl"), Conversation)
-    _note_traits(renderer, section, conversations, ctx)
     context_length = int(inputs["base_model"].facts["context_length"])
-    limit = _length_limit(section, context_length)
-    tokenized = _tokenize(renderer, conversations, section, limit, ctx)
-    if not tokenized.samples:
-        raise _nothing_left(conversations, tokenized.dropped)
-    max_length = max(tokenized.lengths) if section.max_length == "auto" else section.max_length
-    pack_length = _pack_length(section, max_length, sum(tokenized.lengths))
-    plan = plan_packs(tokenized.lengths, pack_length, rng_seed=0)  # the seed moves samples, not the number of packs
-    _write(tokenized, renderer, inputs, out_dir)
-    if section.write_text:
-        _write_text(tokenized, "train", out_dir)
-        held_out = read_records(inputs["curate"].file("test.jsonl"), Conversation)
-        _write_text(_tokenize(renderer, held_out, section, limit, ctx), "test", out_dir)
-    num_supervised = sum(int(sample.loss_mask.sum()) for sample in tokenized.samples)
+    how = How(
+        model_dir=base_model_path(inputs["base_model"]),
+        template=_template(section, inputs, renderer.tokenizer),
+        section=section,
+        limit=_length_limit(section, context_length),
+    )
+    _note_traits(renderer, section, ctx)
+    train = RowFile.scan(inputs["curate"].file("train.jsonl"))
+    with open_pool(ctx.runtime.workers, ctx.runtime.workers_for(len(train))) as pool:
+        totals = _write_samples(how, train, pool, out_dir, ctx)
+        if section.write_text:
+            _write_text(how, train, pool, out_dir / TOKENS.format(split="train"))
+            test = RowFile.scan(inputs["curate"].file("test.jsonl"))
+            _write_text(how, test, pool, out_dir / TOKENS.format(split="test"))
+    write_atomic(out_dir / TEMPLATE, renderer.template.encode())
+    write_atomic(out_dir / TASK, inputs["curate"].file(TASK).read_bytes())
+    lengths = np.concatenate([np.zeros(0, np.int64), *totals.lengths]).tolist()
+    if not lengths:
+        raise _nothing_left(totals)
+    _tell(renderer, totals, ctx)
+    max_length = max(lengths) if section.max_length == "auto" else section.max_length
+    pack_length = _pack_length(section, max_length, totals.tokens)
+    plan = plan_packs(lengths, pack_length, rng_seed=0)  # the seed moves samples, not the number of packs
     return Outcome(
         kind="tokenized",
         counts={
-            "rows": len(conversations),
-            "samples": len(tokenized.samples),
-            "dropped": len(tokenized.dropped),
-            **{f"dropped_{reason}": count for reason, count in _reasons(tokenized.dropped).items()},
-            **_split_counts(tokenized),
-            "tokens": sum(tokenized.lengths),
-            "supervised_tokens": num_supervised,
+            "rows": totals.rows,
+            "samples": len(lengths),
+            "dropped": totals.reasons.total(),
+            **{f"dropped_{reason}": count for reason, count in totals.reasons.items()},
+            **_split_counts(totals),
+            "tokens": totals.tokens,
+            "supervised_tokens": totals.supervised,
             "packs": len(plan.packs),
         },
         facts={
             "max_length": max_length,
             "pack_length": pack_length,
-            "num_samples": len(tokenized.samples),
-            "num_tokens": sum(tokenized.lengths),
-            "num_supervised": num_supervised,
+            "num_samples": len(lengths),
+            "num_tokens": totals.tokens,
+            "num_supervised": totals.supervised,
             "num_packs": len(plan.packs),
             "packing_efficiency": round(plan.efficiency, 6),
             "template_digest": renderer.template_digest,
@@ -121,12 +135,15 @@ def run(section: Tokenize, inputs: Inputs, out_dir: Path, ctx: Context) -> Outco
 
 def build_renderer(section: Tokenize, inputs: Inputs) -> Renderer:
     """The base model's tokenizer with the template the section names: its own, a built-in one, or a .jinja file."""
-    model_dir = base_model_path(inputs["base_model"])
-    tokenizer = load_tokenizer(model_dir)
+    tokenizer = load_tokenizer(base_model_path(inputs["base_model"]))
+    return Renderer(tokenizer, _template(section, inputs, tokenizer))
+
+
+def _template(section: Tokenize, inputs: Inputs, tokenizer: PreTrainedTokenizerFast) -> str:
     name = section.chat_template
     if name == "auto":
-        return Renderer(tokenizer, own_template(tokenizer, model_dir))
-    return Renderer(tokenizer, read_template(inputs.files[name]) if name in inputs.files else load_template(name))
+        return own_template(tokenizer, base_model_path(inputs["base_model"]))
+    return read_template(inputs.files[name]) if name in inputs.files else load_template(name)
 
 
 def load_sample(artifact: Artifact, sample_id: str) -> Rendered:
@@ -153,12 +170,8 @@ def load_sample(artifact: Artifact, sample_id: str) -> Rendered:
     )
 
 
-def _note_traits(renderer: Renderer, section: Tokenize, conversations: Sequence[Conversation], ctx: Context) -> None:
+def _note_traits(renderer: Renderer, section: Tokenize, ctx: Context) -> None:
     traits = renderer.traits
-    thinking = sum(any(message.reasoning for message in row.messages) for row in conversations)
-    if thinking and not traits.shows_reasoning:
-        message = f"{thinking} rows hold reasoning, which this chat template does not write: it is not trained on"
-        ctx.events.emit(Note(level="warning", message=message))
     if not traits.prefix_stable and section.supervise == "all_turns":
         ctx.events.emit(
             Note(
@@ -202,146 +215,66 @@ def _pack_length(section: Tokenize, max_length: int, num_tokens: int) -> int:
     return max(max_length, min(_USUAL_PACK_LENGTH, num_tokens))
 
 
-def _tokenize(
-    renderer: Renderer, conversations: Sequence[Conversation], section: Tokenize, limit: int, ctx: Context
-) -> _Tokenized:
-    tokenized = _Tokenized()
-    num_tokens = 0
-    for done, conversation, result in _render(renderer, conversations, section.supervise):
-        if isinstance(result, DataError):
-            tokenized.dropped.append(_refused(conversation, result))
-        elif len(result.input_ids) > limit and section.overlong == "split":
-            num_tokens += _split(renderer, conversation, len(result.input_ids), section, limit, tokenized)
-        elif len(result.input_ids) > limit:
-            tokenized.dropped.append(_overlong(conversation, len(result.input_ids), limit, section))
-        else:
-            tokenized.add(result, conversation.id)
-            num_tokens += len(result.input_ids)
-        if done % _ROWS_AT_ONCE == 0 or done == len(conversations):
-            detail: dict[str, float | int | str] = {"tokens": num_tokens, "dropped": len(tokenized.dropped)}
-            total = len(conversations)
-            ctx.events.emit(Progress(task="tokenize", done=done, total=total, unit="rows", detail=detail))
-    for reason, count in _reasons(tokenized.dropped).items():
-        first = next(row for row in tokenized.dropped if row.reason == reason)
-        message = f"{count} of {len(conversations)} rows stay out ({reason}); the first: {first.where}: {first.detail}"
+def _write_samples(how: How, rows: RowFile, pool: Pool, out_dir: Path, ctx: Context) -> _Totals:
+    """Renders every row; samples, their ids and the dropped rows go to out_dir."""
+    totals = _Totals()
+    with (
+        SampleWriter(out_dir / SAMPLES, out_dir / "scratch") as samples,
+        RowWriter(out_dir / ROWS) as ids,
+        RowWriter(out_dir / DROPPED) as dropped,
+    ):
+        for part in pool.map(partial(tokenize_rows, how), all_rows(rows, pool).spans()):
+            for sample, sample_id in zip(part.samples, part.ids, strict=True):
+                samples.add(sample.input_ids, sample.loss_mask, sample.owner)
+                num_supervised = int(sample.loss_mask.sum())
+                row = TokenizedRow(id=sample_id, length=len(sample.input_ids), num_supervised=num_supervised)
+                ids.write(dump_record(row))
+            for row in part.dropped:
+                dropped.write(dump_record(row))
+            totals.add(part, sum(int(sample.loss_mask.sum()) for sample in part.samples))
+            detail: dict[str, float | int | str] = {"tokens": totals.tokens, "dropped": totals.reasons.total()}
+            ctx.events.emit(Progress(task="tokenize", done=totals.rows, total=len(rows), unit="rows", detail=detail))
+        samples.finish()
+    return totals
+
+
+def _write_text(how: How, rows: RowFile, pool: Pool, path: Path) -> None:
+    with RowWriter(path) as writer:
+        for lines in pool.map(partial(text_lines, how), all_rows(rows, pool).spans()):
+            writer.write(lines)
+
+
+def _tell(renderer: Renderer, totals: _Totals, ctx: Context) -> None:
+    messages: list[str] = []
+    if totals.thinking and not renderer.traits.shows_reasoning:
+        messages.append(
+            f"{totals.thinking} rows hold reasoning, which this chat template does not write: it is not trained on"
+        )
+    for reason, count in totals.reasons.items():
+        first = totals.first[reason]
+        messages.append(f"{count} of {totals.rows} rows stay out ({reason}); the first: {first.where}: {first.detail}")
+    for message in messages:
         ctx.events.emit(Note(level="warning", message=message))
-    return tokenized
 
 
-def _render(
-    renderer: Renderer, conversations: Sequence[Conversation], supervise: str
-) -> Iterator[tuple[int, Conversation, RenderedArrays | DataError]]:
-    done = 0
-    for start in range(0, len(conversations), _ROWS_AT_ONCE):
-        batch = conversations[start : start + _ROWS_AT_ONCE]
-        results = renderer.render_batch([conversation.messages for conversation in batch], supervise)
-        for conversation, result in zip(batch, results, strict=True):
-            done += 1
-            yield done, conversation, result
-
-
-def _split(
-    renderer: Renderer, row: Conversation, length: int, section: Tokenize, limit: int, tokenized: _Tokenized
-) -> int:
-    """Add the pieces of a row that is too long; the number of their tokens. A row of which no piece fits is dropped."""
-
-    def measure(lists: Sequence[list[Message]]) -> list[int]:
-        results = renderer.render_batch(lists, section.supervise)
-        return [0 if isinstance(result, DataError) else len(result.input_ids) for result in results]
-
-    pieces, parts = split_conversation(row, limit, measure)
-    results = renderer.render_batch([piece.messages for piece in pieces], section.supervise)
-    whole = [(p, r) for p, r in zip(pieces, results, strict=True) if not isinstance(r, DataError)]
-    refused = [_refused(p, r) for p, r in zip(pieces, results, strict=True) if isinstance(r, DataError)]
-    tokenized.dropped += refused
-    if not pieces:
-        tokenized.dropped.append(_overlong(row, length, limit, section))
-        return 0
-    tokenized.num_split += 1
-    tokenized.num_pieces += len(pieces)
-    tokenized.num_exchanges_left_out += len(parts.left_out)
-    for piece, sample in whole:
-        tokenized.add(sample, piece.id)
-    return sum(len(sample.input_ids) for _, sample in whole)
-
-
-def _split_counts(tokenized: _Tokenized) -> dict[str, int]:
+def _split_counts(totals: _Totals) -> dict[str, int]:
     """rows - rows_split + pieces = samples + dropped. None where no row was cut."""
-    if not tokenized.num_split:
+    if not totals.split:
         return {}
     return {
-        "rows_split": tokenized.num_split,
-        "pieces": tokenized.num_pieces,
-        "exchanges_left_out": tokenized.num_exchanges_left_out,
+        "rows_split": totals.split,
+        "pieces": totals.pieces,
+        "exchanges_left_out": totals.exchanges_left_out,
     }
 
 
-def _refused(conversation: Conversation, error: DataError) -> Excluded:
-    where = conversation.source or conversation.id
-    if not any(message.role == "assistant" for message in conversation.messages):
-        # Nothing to learn from, whatever the template: a fault of the data, not something a template may refuse.
-        raise DataError(error.message, where=where, hint=error.hint) from error
-    detail = f"{error.message} ({error.hint})" if error.hint else error.message
-    return Excluded(reason="refused_by_template", detail=detail, where=where, conversation=conversation)
-
-
-def _overlong(conversation: Conversation, length: int, limit: int, section: Tokenize) -> Excluded:
-    detail = f"{length} tokens, expected at most {limit}"
-    where = conversation.source or conversation.id
-    if section.overlong == "error":
-        raise DataError(
-            f"the row has {detail}",
-            where=where,
-            hint="raise tokenize.max_length, or set `tokenize.overlong: drop` to leave such rows out",
-        )
-    return Excluded(reason="overlong", detail=detail, where=where, conversation=conversation)
-
-
-def _nothing_left(conversations: Sequence[Conversation], dropped: Sequence[Excluded]) -> DataError:
-    if not conversations:
+def _nothing_left(totals: _Totals) -> DataError:
+    if not totals.rows:
         return DataError("the train split is empty", hint="look at the curate stage's excluded.jsonl for the reasons")
-    reasons = ", ".join(f"{reason}: {count}" for reason, count in _reasons(dropped).items())
+    reasons = ", ".join(f"{reason}: {count}" for reason, count in totals.reasons.items())
+    first = next(iter(totals.first.values()))
     return DataError(
-        f"no training sample is left of {len(conversations)} rows ({reasons}); the first: {dropped[0].detail}",
-        where=dropped[0].where,
+        f"no training sample is left of {totals.rows} rows ({reasons}); the first: {first.detail}",
+        where=first.where,
         hint="raise tokenize.max_length, or choose another template with tokenize.chat_template",
     )
-
-
-def _reasons(dropped: Sequence[Excluded]) -> dict[str, int]:
-    counts: dict[str, int] = {}
-    for row in dropped:
-        counts[row.reason] = counts.get(row.reason, 0) + 1
-    return counts
-
-
-def _write(tokenized: _Tokenized, renderer: Renderer, inputs: Inputs, out_dir: Path) -> None:
-    samples = tokenized.samples
-    arrays = {
-        "input_ids": np.concatenate([sample.input_ids for sample in samples]).astype(np.int32),
-        "loss_mask": np.concatenate([sample.loss_mask for sample in samples]).astype(np.uint8),
-        "owner": np.concatenate([sample.owner for sample in samples]).astype(np.int16),
-        "lengths": np.array(tokenized.lengths, dtype=np.int64),
-    }
-    write_atomic(out_dir / SAMPLES, save(arrays))
-    write_atomic(out_dir / TEMPLATE, renderer.template.encode())
-    write_atomic(out_dir / TASK, inputs["curate"].file(TASK).read_bytes())
-    rows = (
-        TokenizedRow(id=sample_id, length=len(sample.input_ids), num_supervised=int(sample.loss_mask.sum()))
-        for sample_id, sample in zip(tokenized.ids, samples, strict=True)
-    )
-    write_records(out_dir / ROWS, rows)
-    write_records(out_dir / DROPPED, tokenized.dropped)
-
-
-def _write_text(tokenized: _Tokenized, split: str, out_dir: Path) -> None:
-    rows = (
-        TokensRow(
-            id=sample_id,
-            input_ids=sample.input_ids.tolist(),
-            loss_mask=sample.loss_mask.astype(int).tolist(),
-            text=sample.text,
-        )
-        for sample_id, sample in zip(tokenized.ids, tokenized.samples, strict=True)
-    )
-    write_records(out_dir / TOKENS.format(split=split), rows)

@@ -19,7 +19,7 @@ import orjson
 
 from tunesmith.errors import TeacherError
 from tunesmith.teachers.call import Call, current_call
-from tunesmith.teachers.endpoint import Dialect, explain_refusal, public_url
+from tunesmith.teachers.endpoint import NO_PREFIX, Dialect, explain_refusal, public_url
 from tunesmith.teachers.limits import retry_after_seconds
 from tunesmith.teachers.openai import Endpoint, backoff_seconds, proxy_for
 from tunesmith.teachers.reply import Secrets, count_prompt_tokens, error_message, load_json, read_reply
@@ -90,6 +90,8 @@ class BatchTeacher:
 
     async def complete(self, request: TeacherRequest) -> Completion:
         """One answer, when its batch has ended. See protocols.Teacher for what is raised."""
+        if request.prefix_only:
+            return Completion(text="", finish_reason="error", error=NO_PREFIX)
         call = current_call.get()
         key = request.key(self.identity) if call is None else call.key
         line = await self._from_earlier(call, key)
@@ -264,7 +266,10 @@ class BatchTeacher:
             return None, message
         if status in (400, 422):
             body = self._dialect.body(self.model, request)
-            if self._dialect.has_learnt(message) or self._dialect.adapt(body, message):
+            if self._dialect.has_learnt(message):
+                return None, message
+            if learnt := self._dialect.adapt(body, message):
+                self._notify(f"{public_url(self._base)} {learnt}")
                 return None, message
         return Completion(text="", finish_reason="error", error=f"HTTP {status}: {message}"), ""
 

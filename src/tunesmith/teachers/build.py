@@ -62,8 +62,9 @@ def build_teacher(
 def _build_openai(
     section: TeacherSection, where: str, runtime: Runtime, notify: Callable[[str], None]
 ) -> OpenAITeacher | BatchTeacher:
-    if find_spec("aiohttp") is None:
-        raise MissingExtra("aiohttp", "data", "a teacher behind an endpoint")
+    for package in ("aiohttp", "httptools"):
+        if find_spec(package) is None:
+            raise MissingExtra(package, "data", "a teacher behind an endpoint")
     from tunesmith.teachers.batch import BatchTeacher
     from tunesmith.teachers.openai import Endpoint, OpenAITeacher
 

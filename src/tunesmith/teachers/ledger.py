@@ -27,11 +27,6 @@ _ROOM_PER_REQUEST = 1 << 14
 _MOST_ROOM = 1 << 26
 """Bytes of disk kept back for the answers in flight: 16 KiB each, 64 MiB at most."""
 
-_REPAIR = (
-    "Your answer cannot be used as it stands: {fault}\n"
-    "Give the whole answer again with that corrected. Write nothing before it and nothing after it."
-)
-
 
 class LedgerClient:
     """A teacher behind its ledger and its hard stops: the TeacherClient a generator talks to.
@@ -55,8 +50,10 @@ class LedgerClient:
         max_requests: int | None,
         where: str,
         on_answer: Callable[[Completion], None] = lambda completion: None,
+        spent_before_usd: float = 0.0,
     ) -> None:
-        """`where` is the recipe path of the section with the limits ("recipe.generate"), for messages."""
+        """`where` is the recipe path of the section with the limits ("recipe.generate"), for messages. spent_before_usd:
+        what the ledger holds of other orders, which this one's budget does not count."""
         self.identity = teacher.identity
         self.stopped: BudgetExceeded | None = None  # the hard stop that was met, None = none
         self._out_of_money = False
@@ -64,7 +61,7 @@ class LedgerClient:
         self._ledger = ledger
         if teacher.price.cost(1, 1) > 0:
             ledger.keep_room(min(_MOST_ROOM, concurrency * _ROOM_PER_REQUEST))
-        already = ledger.spent_usd + ledger.submitted_usd
+        already = max(0.0, ledger.spent_usd + ledger.submitted_usd - spent_before_usd)
         self._budget = Budget(budget_usd, where=f"{where}.budget_usd", spent_usd=already)
         self._max_requests = max_requests
         self._where = where
@@ -73,6 +70,8 @@ class LedgerClient:
         self._slots = asyncio.Semaphore(concurrency)
         self._calls: dict[str, asyncio.Task[Completion]] = {}
         self._known = ledger.keys
+        self._repairs: set[str] = set()
+        self._places: dict[str, tuple[int, int]] = {}  # key -> number of its request, messages in it
         self._asked: dict[str, bool] = {}  # key -> whether its answer was told, in the order they were asked
         self._failed: dict[str, Completion] = {}  # what a file does not answer again in a later process
         self._cost_usd = 0.0
@@ -81,13 +80,25 @@ class LedgerClient:
 
     @property
     def spent_usd(self) -> float:
-        """US dollars of all answers on file, and the worst case of requests whose answers a kill has lost."""
+        """US dollars of all answers on file but those of other orders, and the worst case of requests whose answers a kill has
+        lost."""
         return self._budget.spent_usd
 
     @property
     def cost_usd(self) -> float:
         """US dollars of the answers asked for in this process, from the file or not."""
         return self._cost_usd
+
+    @property
+    def num_repaired(self) -> int:
+        """Answers of this process that were wanted a second time, whatever came of it; from the file or not."""
+        return len(self._repairs)
+
+    @property
+    def keys_by_number(self) -> list[str]:
+        """Keys in the order of their requests' numbers, then of their length in messages, then of the keys themselves: the same
+        whatever the timing, also where one answer leads to the next request."""
+        return sorted(self._places, key=lambda key: (*self._places[key], key))
 
     @property
     def asked_keys(self) -> list[str]:
@@ -100,6 +111,7 @@ class LedgerClient:
         key = request.key(self.identity)
         if key not in self._asked:
             self._asked[key] = False
+            self._places[key] = request.sample_index, len(request.messages)
         call = self._calls.get(key)
         if call is None:
             answer = self._failed.get(key) or self._ledger.answer(key)
@@ -115,10 +127,11 @@ class LedgerClient:
     async def ask_repaired(
         self, request: TeacherRequest, fault: Callable[[Completion], str | None]
     ) -> tuple[Completion, ...]:
-        """Ask, and ask once more where `fault` says in words what is wrong with the answer (None = nothing).
+        """Ask, and ask once more where `fault` has a message to send back: what is wrong with the answer, and that it is
+        wanted again (None = nothing is wrong).
 
         Returns the answers in the order they came, one or two; the last one counts, and both are on file. The second
-        request shows the teacher its answer and the fault, so it is the same for the same answer: a resumed run pays
+        request shows the teacher its answer and the message, so it is the same for the same answer: a resumed run pays
         for neither again. A failed request and an answer cut by length are not repaired: the first said nothing, the
         second would be cut again.
         """
@@ -128,9 +141,11 @@ class LedgerClient:
         shown = (
             *request.messages,
             Message(role="assistant", content=first.text),
-            Message(role="user", content=_REPAIR.format(fault=wrong)),
+            Message(role="user", content=wrong),
         )
-        return first, await self.ask(request.model_copy(update={"messages": shown}))
+        again = request.model_copy(update={"messages": shown})
+        self._repairs.add(again.key(self.identity))
+        return first, await self.ask(again)
 
     async def aclose(self) -> None:
         """Cancel what is in flight and close the teacher. The ledger stays open: it belongs to the caller."""

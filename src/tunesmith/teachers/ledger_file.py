@@ -16,7 +16,7 @@ import time
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import orjson
 from pydantic_core import PydanticSerializationError
@@ -152,22 +152,25 @@ class Ledger:
         equal runs, so that those have equal bytes. What was left out goes to logs/: times and raw answers to
         answer_times.jsonl, answers that nobody asked for to unused_answers.jsonl, bytes that were no answer to
         broken_answers.jsonl."""
-        used = {key: self._places[key] for key in keys if key in self._places}
+        used = dict.fromkeys(key for key in keys if key in self._places)
         unused = [place for key, place in self._places.items() if key not in used]
         self._log.close()
         logs = self.path.parent / "logs"
         with self.path.open("rb") as stream:
-
-            def line(offset: int, size_bytes: int) -> bytes:
-                stream.seek(offset)
-                return stream.read(size_bytes)
-
-            _write_lines(logs / "answer_times.jsonl", _timed(line(*place[:2]) for place in used.values()))
-            _write_lines(logs / "unused_answers.jsonl", (line(*place[:2]) for place in unused))
-            _write_lines(logs / "broken_answers.jsonl", (line(*place) for place in self._broken))
-            bare = (_untimed(line(*place[:2])) for place in used.values())
-            _write_lines(self.path, bare, even_if_empty=True)
+            _write_lines(logs / "unused_answers.jsonl", (_line_at(stream, place) for place in unused))
+            _write_lines(logs / "broken_answers.jsonl", (_line_at(stream, place) for place in self._broken))
+        self.write_excerpt(used, self.path)
         self._log = AnswerLog(self.path)
+
+    def write_excerpt(self, keys: Iterable[str], path: Path) -> None:
+        """Write the answers to `keys`, in that order, to another file as an artifact keeps them, their times and raw answers
+        to logs/answer_times.jsonl beside it. This file stays as it is."""
+        places = [self._places[key] for key in dict.fromkeys(keys) if key in self._places]
+        with self.path.open("rb") as stream:
+            timed = _timed(_line_at(stream, place) for place in places)
+            _write_lines(path.parent / "logs" / "answer_times.jsonl", timed)
+            bare = (_untimed(_line_at(stream, place)) for place in places)
+            _write_lines(path, bare, even_if_empty=True)
 
     def close(self) -> None:
         """Sync and close. Closing twice is harmless."""
@@ -250,6 +253,11 @@ def _opened(line: bytes) -> dict[str, Any] | None:
     except orjson.JSONDecodeError:
         return None
     return entry if isinstance(entry, dict) else None
+
+
+def _line_at(stream: BinaryIO, place: tuple[int, int] | _Place) -> bytes:
+    stream.seek(place[0])
+    return stream.read(place[1])
 
 
 def _untimed(line: bytes) -> bytes:

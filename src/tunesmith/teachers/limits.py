@@ -113,11 +113,12 @@ def read_seconds(text: str) -> float | None:
 
 
 def retry_after_seconds(headers: Mapping[str, str]) -> float | None:
-    """Seconds that Retry-After-Ms or Retry-After asks for, the latter in seconds or as an HTTP date; None without one."""
-    milliseconds = read_seconds(headers.get("Retry-After-Ms", ""))
+    """Seconds that Retry-After-Ms or Retry-After asks for, the latter in seconds or as an HTTP date; None without one.
+    Names in lower case, or a mapping that does not care."""
+    milliseconds = read_seconds(headers.get("retry-after-ms", ""))
     if milliseconds is not None:
         return milliseconds / 1000
-    value = headers.get("Retry-After", "").strip()
+    value = headers.get("retry-after", "").strip()
     if not value:
         return None
     seconds = read_seconds(value)

@@ -4,11 +4,12 @@ which engine, which model and which chat template is the caller's business."""
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable, Sequence
 from contextlib import aclosing
 
 from tunesmith.errors import EngineError
-from tunesmith.protocols import Price, Prompt, ServingEngine
+from tunesmith.protocols import Price, Prompt, ServingEngine, TokenLogprob
 from tunesmith.types import Completion, FinishReason, Message, TeacherRequest, Usage
 
 BuildPrompt = Callable[[Sequence[Message]], Prompt]
@@ -51,10 +52,14 @@ class LocalTeacher:
         pieces: list[str] = []
         reason: FinishReason = "stop"
         usage = Usage()
+        places: list[dict[str, float]] | None = None if sampling.top_logprobs is None else []
+        stream = self._engine.stream(prompt, sampling, top_logprobs=sampling.top_logprobs)
         try:
-            async with aclosing(self._engine.stream(prompt, sampling)) as chunks:  # pyright: ignore[reportArgumentType]
+            async with aclosing(stream) as chunks:  # pyright: ignore[reportArgumentType]
                 async for chunk in chunks:
                     pieces.append(chunk.text)
+                    if places is not None:
+                        places += [_likeliest(entry) for entry in chunk.logprobs]
                     if chunk.finish_reason is not None:
                         reason = "length" if chunk.finish_reason == "length" else "stop"
                         usage = Usage(prompt_tokens=chunk.prompt_tokens, completion_tokens=chunk.completion_tokens)
@@ -63,7 +68,8 @@ class LocalTeacher:
                 raise
             return _failed(str(error))
         cost = self.price.cost(usage.prompt_tokens, usage.completion_tokens)
-        return Completion(text="".join(pieces), finish_reason=reason, usage=usage, cost_usd=cost)
+        text = "".join(pieces)
+        return Completion(text=text, finish_reason=reason, usage=usage, cost_usd=cost, top_logprobs=places)
 
     def count_prompt_tokens(self, request: TeacherRequest) -> int:
         """Exact."""
@@ -85,6 +91,15 @@ class LocalTeacher:
             if not self._started:
                 await self._engine.start()
                 self._started = True
+
+
+def _likeliest(entry: TokenLogprob) -> dict[str, float]:
+    """Texts of the alternatives, the likeliest first; parts of characters share a text, and the first one stands for all."""
+    found: dict[str, float] = {}
+    for other in entry.top:
+        if math.isfinite(other.logprob):
+            found.setdefault(other.text, other.logprob)
+    return found
 
 
 def _failed(message: str) -> Completion:

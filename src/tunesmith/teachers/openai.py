@@ -15,14 +15,14 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
-import aiohttp
 import orjson
 from yarl import URL
 
 from tunesmith.errors import TeacherError
 from tunesmith.protocols import Price
 from tunesmith.teachers.call import current_call
-from tunesmith.teachers.endpoint import Attempt, explain_refusal, public_url
+from tunesmith.teachers.connections import Broken, Connections, ProxiedConnections, Road, Unreachable
+from tunesmith.teachers.endpoint import NO_LOGPROBS, NO_PREFIX, Attempt, explain_refusal, public_url
 from tunesmith.teachers.lanes import Lane, Lanes
 from tunesmith.teachers.limits import retry_after_seconds
 from tunesmith.teachers.reply import Secrets, count_prompt_tokens, error_message, read_reply
@@ -84,9 +84,10 @@ class OpenAITeacher:
         self._secrets = Secrets([endpoint.api_key for endpoint in endpoints if endpoint.api_key])
         self._timeout_seconds = timeout_seconds
         self._max_retries = max_retries
+        self._notify = notify
+        self._told: set[tuple[Lane, str]] = set()
         self._most_in_flight = (concurrency or MOST_IN_FLIGHT) * len(endpoints)
-        self._session: aiohttp.ClientSession | None = None
-        self._roads: dict[str, tuple[URL, URL | None]] = {}
+        self._roads: dict[Lane, Road] = {}
         self._endpoints = tuple(endpoints)
         lanes = [
             Lane(
@@ -107,6 +108,8 @@ class OpenAITeacher:
 
     async def complete(self, request: TeacherRequest) -> Completion:
         """One answer, after at most max_retries further tries. See protocols.Teacher for what is raised."""
+        if request.prefix_only:
+            return Completion(text="", finish_reason="error", error=NO_PREFIX)
         prompt_bytes = count_prompt_tokens(request)
         tokens = prompt_bytes / _BYTES_PER_TOKEN + request.sampling.max_tokens
         worst = self.price.cost(prompt_bytes, request.sampling.max_tokens)
@@ -146,9 +149,10 @@ class OpenAITeacher:
 
     async def aclose(self) -> None:
         self.lanes.close()
-        if self._session is not None:
-            await self._session.close()
-            self._session = None
+        roads = list(self._roads.values())
+        self._roads.clear()
+        for road in roads:
+            await road.aclose()
 
     async def _on_some_lane(self, request: TeacherRequest, tokens: float, *, again: bool) -> Attempt:
         """Wait for a lane and send once. Raises _LaneLost where the lane is of no use and another one is left."""
@@ -172,32 +176,28 @@ class OpenAITeacher:
 
     async def _attempt(self, lane: Lane, request: TeacherRequest) -> tuple[Attempt, Mapping[str, str]]:
         """One POST, and again at once where the endpoint refuses a parameter that another form can say."""
-        url, proxy = self._road(lane)
+        road = self._roads.get(lane) or self._open_road(lane)
         while True:
             body = lane.dialect.body(self.model, request)
             try:
-                async with self._open_session().post(
-                    url, data=orjson.dumps(body), headers=lane.headers, proxy=proxy, allow_redirects=False
-                ) as answer:
-                    status, headers, data = answer.status, answer.headers, await answer.read()
+                status, headers, data = await road.post(orjson.dumps(body))
             except TimeoutError:
                 message = f"no answer within {self._timeout_seconds:g} s"
                 return Attempt("retry", message, maybe_billed=True), _NO_HEADERS
-            except aiohttp.ClientConnectorError as error:
+            except Unreachable as error:
                 message = f"cannot connect: {self._secrets.blank(str(error))}"
                 return Attempt("retry", message, unreachable=True), _NO_HEADERS
-            except aiohttp.InvalidURL:
-                raise TeacherError("`base_url` is no URL", where=public_url(lane.url)) from None
-            except (aiohttp.ClientError, OSError) as error:
-                reason = self._secrets.blank(str(error)) or type(error).__name__
+            except Broken as error:
+                reason = self._secrets.blank(str(error))
                 return Attempt("retry", f"the connection broke: {reason}", maybe_billed=True), _NO_HEADERS
             lane.was_reached = True
             if status == 200:
                 return self._read(data, request, lane), headers
             message = self._secrets.blank(error_message(data)) or f"HTTP {status}"
-            if status in (400, 422) and lane.dialect.adapt(body, message):
+            if status in (400, 422) and (learnt := lane.dialect.adapt(body, message)):
+                self._tell(lane, learnt)
                 continue
-            fatal = explain_refusal(status, message, headers.get("Location"), self.model, public_url(lane.url))
+            fatal = explain_refusal(status, message, headers.get("location"), self.model, public_url(lane.url))
             if fatal is not None:
                 raise fatal
             message = f"HTTP {status}: {message}"
@@ -216,6 +216,9 @@ class OpenAITeacher:
             )
         reply = read_reply(data, request, lane.price, self._secrets)
         if reply is not None:
+            given = reply.completion.top_logprobs is not None or not reply.completion.text
+            if request.sampling.top_logprobs is not None and not given:
+                self._tell(lane, NO_LOGPROBS)
             return Attempt("answered", completion=reply.completion, raw=reply.raw)
         words = self._secrets.blank(data.decode("utf-8", "replace"))
         if (call := current_call.get()) is not None:
@@ -223,26 +226,26 @@ class OpenAITeacher:
         message = f"the answer is not a chat completion: {words[:200] or 'nothing'}"
         return Attempt("retry", message, maybe_billed=True)
 
-    def _road(self, lane: Lane) -> tuple[URL, URL | None]:
-        """(address, proxy) of a lane. Looked up once: aiohttp's own look at the environment costs two threads a request."""
-        road = self._roads.get(lane.url)
-        if road is None:
-            try:
-                road = self._roads[lane.url] = URL(lane.url), proxy_for(lane.url)
-            except ValueError:
-                raise TeacherError("`base_url` is no URL", where=public_url(lane.url)) from None
-        return road
+    def _tell(self, lane: Lane, what: str) -> None:
+        """Once: a thousand requests in flight meet the same refusal."""
+        if (lane, what) not in self._told:
+            self._told.add((lane, what))
+            self._notify(f"{lane.name} {what}")
 
-    def _open_session(self) -> aiohttp.ClientSession:
-        if self._session is None:
-            _allow_sockets(self._most_in_flight)
-            self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=0),  # the lanes bound what is in flight
-                timeout=aiohttp.ClientTimeout(total=self._timeout_seconds),
-                headers={"Content-Type": "application/json"},
-                cookie_jar=aiohttp.DummyCookieJar(),
-            )
-        return self._session
+    def _open_road(self, lane: Lane) -> Road:
+        _allow_sockets(self._most_in_flight)
+        headers = {"Content-Type": "application/json", "User-Agent": "tunesmith", **lane.headers}
+        seconds = self._timeout_seconds
+        try:
+            proxy = proxy_for(lane.url)
+            if proxy is None:
+                road: Road = Connections(lane.url, headers, timeout_seconds=seconds)
+            else:
+                road = ProxiedConnections(lane.url, headers, proxy, timeout_seconds=seconds)
+        except ValueError:
+            raise TeacherError("`base_url` is no URL", where=public_url(lane.url)) from None
+        self._roads[lane] = road
+        return road
 
 
 class _LaneLost(Exception):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
@@ -49,8 +50,10 @@ class Secrets:
 
 def count_prompt_tokens(request: TeacherRequest) -> int:
     """Bytes of UTF-8 plus 16 a message: no byte-level tokenizer makes more tokens than there are bytes."""
-    size = sum(len(message.content.encode("utf-8", "replace")) + 16 for message in request.messages)
+    size = 16 * len(request.messages)
     for message in request.messages:
+        text = message.content
+        size += len(text) if text.isascii() else len(text.encode("utf-8", "replace"))
         if message.tool_calls is not None:
             size += len(orjson.dumps(message.tool_calls))
     schema = request.sampling.json_schema
@@ -66,6 +69,8 @@ def read_reply(data: bytes | dict[str, Any], request: TeacherRequest, price: Pri
         text = secrets.blank(_text(message))
         usage = _usage(answer.get("usage"))
         completion = _completion(text, choice.get("finish_reason"), usage, request, price)
+        if request.sampling.top_logprobs is not None:
+            completion.top_logprobs = _top_logprobs(choice.get("logprobs"))
         rest = {name: value for name, value in message.items() if name != "content" or value != text}
         raw = orjson.dumps({**answer, "choices": [{**choice, "message": rest}, *answer["choices"][1:]]})
     except (ValueError, LookupError, TypeError, AttributeError):
@@ -120,6 +125,23 @@ def _text(message: dict[str, Any]) -> str:
     if not isinstance(content, str):
         raise TypeError("content is no text")
     return content
+
+
+def _top_logprobs(logprobs: Any) -> list[dict[str, float]] | None:
+    """Per token the likeliest texts with their log-probabilities; None where the endpoint gives none, or not in OpenAI's
+    form."""
+    content = logprobs.get("content") if isinstance(logprobs, dict) else None
+    if not isinstance(content, list) or not content:
+        return None
+    places: list[dict[str, float]] = []
+    for entry in content:
+        likeliest: dict[str, float] = {}
+        for other in entry.get("top_logprobs") or [entry]:
+            text, value = other.get("token"), other.get("logprob")
+            if isinstance(text, str) and isinstance(value, int | float) and math.isfinite(value):
+                likeliest[text] = max(float(value), likeliest.get(text, -math.inf))
+        places.append(likeliest)
+    return places
 
 
 def _usage(usage: Any) -> Usage | None:

@@ -2,7 +2,8 @@
 unless it is given a price.
 
 Each line of the script is {"text": ...} or {"match": regex, "text": ...}; optional keys: "error" (the request fails
-with that message), "finish_reason", "delay_seconds", "usage" ({"prompt_tokens", "completion_tokens"}).
+with that message), "finish_reason", "delay_seconds", "usage" ({"prompt_tokens", "completion_tokens"}), "top_logprobs" (per
+token {text: log-probability}; for requests that ask for them).
 
 A request is answered by the first `match` line whose expression is found in its messages; it may serve many requests.
 The other lines serve in order: request number n (`sample_index`, which generators count up from 0) gets line n, and so
@@ -35,6 +36,7 @@ class ScriptLine(Record):
     finish_reason: FinishReason = "stop"
     delay_seconds: float = 0.0
     usage: Usage | None = None
+    top_logprobs: list[dict[str, float]] | None = None
 
 
 class ScriptedTeacher:
@@ -68,7 +70,8 @@ class ScriptedTeacher:
             estimated=True,
         )
         cost = self.price.cost(usage.prompt_tokens, usage.completion_tokens)
-        return Completion(text=text, finish_reason=line.finish_reason, usage=usage, cost_usd=cost)
+        places = line.top_logprobs if request.sampling.top_logprobs is not None else None
+        return Completion(text=text, finish_reason=line.finish_reason, usage=usage, cost_usd=cost, top_logprobs=places)
 
     def count_prompt_tokens(self, request: TeacherRequest) -> int:
         return sum(len(message.content.encode("utf-8", "replace")) for message in request.messages)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Iterator
+from functools import cache
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, TypeVar
@@ -26,6 +27,8 @@ def dump_record(record: BaseModel) -> bytes:
     try:
         text = json.dumps(_plain(record), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
         return text.encode() + b"\n"
+    except RecursionError as error:
+        raise DataError(f"a {type(record).__name__} holds a value that is nested too deeply") from error
     except (ValueError, TypeError) as error:
         name = type(record).__name__
         raise DataError(f"a {name} holds a value that cannot be written as JSON: {error}") from error
@@ -33,15 +36,24 @@ def dump_record(record: BaseModel) -> bytes:
 
 def _plain(value: Any) -> Any:
     if isinstance(value, BaseModel):
-        fields = type(value).model_fields
-        pairs = ((name, getattr(value, name)) for name in fields)
-        # Only a None that is the default is left out: that of an unscored Score must be there to be read back.
-        return {name: _plain(v) for name, v in pairs if v is not None or fields[name].get_default() is not None}
+        held = value.__dict__
+        return {
+            name: inner if type(inner) is str else _plain(inner)
+            for name, may_go in _fields(type(value))
+            if (inner := held[name]) is not None or not may_go
+        }
     if isinstance(value, dict):
-        return {key: _plain(v) for key, v in value.items()}
+        return {key: _plain(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
+        return [_plain(inner) for inner in value]
     return value
+
+
+@cache
+def _fields(model: type[BaseModel]) -> tuple[tuple[str, bool], ...]:
+    """(name, whether a None is left out) of each field. Only a None that is the default is: that of an unscored Score
+    must be there to be read back."""
+    return tuple((name, field.get_default() is None) for name, field in model.model_fields.items())
 
 
 def write_records(path: Path, rows: Iterable[BaseModel]) -> int:
@@ -50,16 +62,28 @@ def write_records(path: Path, rows: Iterable[BaseModel]) -> int:
     `rows` is consumed one by one, so it may be a generator. StoreError names the path and the bytes where the disk
     is full. The temporary name is fixed, so that a killed run leaves nothing behind once it was resumed.
     """
+    count = 0
+
+    def lines() -> Iterator[bytes]:
+        nonlocal count
+        for row in rows:
+            yield dump_record(row)
+            count += 1
+
+    write_blocks(path, lines())
+    return count
+
+
+def write_blocks(path: Path, blocks: Iterable[bytes]) -> None:
+    """Write whole lines as a file, which a reader sees as it was or as a whole. Errors as in write_records."""
     temporary = path.with_name(f".{path.name}.tmp")
-    count = size_bytes = 0
+    size_bytes = 0
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as stream:
-            for row in rows:
-                line = dump_record(row)
-                size_bytes += len(line)
-                stream.write(line)
-                count += 1
+            for block in blocks:
+                size_bytes += len(block)
+                stream.write(block)
             stream.flush()
             os.fsync(stream.fileno())
         temporary.replace(path)
@@ -69,7 +93,6 @@ def write_records(path: Path, rows: Iterable[BaseModel]) -> int:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    return count
 
 
 def read_records(path: Path, model: type[T]) -> list[T]:
@@ -131,15 +154,18 @@ class RecordLog:
 
     def append(self, record: BaseModel) -> None:
         """Write one record through to the operating system. StoreError, and the file as it was, where the disk is full."""
-        line = dump_record(record)
+        self.append_lines(dump_record(record))
+
+    def append_lines(self, lines: bytes) -> None:
+        """Write records as dump_record gives them. Errors as in append."""
         try:
             written = 0
-            while written < len(line):
-                written += self._stream.write(line[written:]) or 0
+            while written < len(lines):
+                written += self._stream.write(lines[written:]) or 0
         except OSError as error:
             self._stream.truncate(self._size_bytes)
-            raise disk_error(error, self.path, self._size_bytes + len(line)) from error
-        self._size_bytes += len(line)
+            raise disk_error(error, self.path, self._size_bytes + len(lines)) from error
+        self._size_bytes += len(lines)
 
     def sync(self) -> None:
         """Make what was appended survive a loss of power."""

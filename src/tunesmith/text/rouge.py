@@ -138,6 +138,11 @@ def _words_in_piece(piece: str) -> int:
     return max(1, num_unspaced + num_spaced)
 
 
+def count_unspaced(tokens: Iterable[str]) -> int:
+    """How many of the tokens (of unicode_tokens) are characters of a script without spaces, so only a part of a word."""
+    return sum(_unspaced().match(token) is not None for token in tokens)
+
+
 def f_measure(lcs: int, len_a: int, len_b: int) -> float:
     """ROUGE-L F1 of an LCS of `lcs` tokens between texts of `len_a` and `len_b` tokens (Lin 2004).
 

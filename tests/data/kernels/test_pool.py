@@ -70,6 +70,15 @@ def test_texts_longer_than_a_machine_word_are_compared_exactly():
         assert (found[0], score[0]) == (scores.index(max(scores)), max(scores))
 
 
+def test_texts_of_more_words_than_sixteen_bits_count_are_compared_exactly():
+    words = [f"w{number % 5}" for number in range(66_000)]
+    near = [*words[:65_990], *(["other"] * 10)]
+    index = pool_of([" ".join(words[:1000]), " ".join(words)])
+    found, score, _ = index.search([" ".join(near)], 0.7, add=False)
+    assert found[0] == 1
+    assert score[0] == rouge_l(" ".join(words), " ".join(near)) == 65_990 / 66_000
+
+
 def test_a_pool_that_outgrows_its_room_and_its_word_order_still_decides_the_same(monkeypatch: pytest.MonkeyPatch):
     rng = random.Random(11)
     words = [f"w{int(rng.paretovariate(0.3)) % 4000}" for _ in range(4000)]

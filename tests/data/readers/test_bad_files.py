@@ -115,7 +115,11 @@ ROWS: list[tuple[str, Any, Any, str, str | None, str]] = [
     ("a system message alone", CHAT, chat(("system", "s")), "empty_prompt", None, "no turn is the user's"),
     ("no turns", CHAT, {"messages": []}, "empty_prompt", "messages", "is an empty list"),
     ("text for turns", CHAT, {"messages": "hello"}, "wrong_type", "messages", "is text that is no JSON list"),
-    ("a turn that must not be learnt", CHAT, {"messages": [{"role": "user", "content": "u"}, {"role": "assistant", "content": "a", "weight": 0}]}, "bad_value", "turn 2", "weight 0"),
+    ("half a weight", CHAT, {"messages": [{"role": "user", "content": "u"}, {"role": "assistant", "content": "a", "weight": 0.5}]}, "bad_value", "turn 2", "turn 2 has weight 0.5; a turn is learnt whole (1, true) or not at all (0, false)"),
+    ("a weight in words", CHAT, {"messages": [{"role": "user", "content": "u"}, {"role": "assistant", "content": "a", "train": "no"}]}, "bad_value", "turn 2", "turn 2 has train 'no'"),
+    ("two weights", CHAT, {"messages": [{"role": "user", "content": "u"}, {"role": "assistant", "content": "a", "weight": 0, "train": True}]}, "bad_value", "turn 2", "turn 2 has weight 0 and train True, which contradict each other"),
+    ("weights of characters", CHAT, {"messages": [{"role": "user", "content": "u"}, {"role": "assistant", "content": "a", "train_detail": [{"begin_offset": 0, "end_offset": 1, "train": False}]}]}, "bad_value", "turn 2", "has parts that are not to be learnt"),
+    ("a question to be learnt", CHAT, {"messages": [{"role": "user", "content": "u", "weight": 1}, {"role": "assistant", "content": "a"}]}, "bad_value", "turn 1", "turn 1 has weight 1, and a turn of the user is never learnt"),
     ("instances that are text", {"instruction": "i", "instances": [{"input": "", "output": "o"}]}, {"instruction": "i", "instances": ["o"]}, "wrong_type", "instances[1]", "expected an object with input and output"),
 ]  # fmt: skip
 

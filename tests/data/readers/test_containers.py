@@ -174,3 +174,21 @@ def test_raw_rows_are_cut_and_can_always_be_written():
     assert cut_raw({"a": "x" * 3000}) == '{"a": "' + "x" * 1993
     assert cut_raw({"a": "\ud800"}) == "{'a': '\\ud800'}"
     assert cut_raw(float("nan")) == "nan"
+
+
+def test_a_line_separator_within_a_string_ends_no_line(tmp_path: Path):
+    row = {"question": "One\u2028two\u0085three", "answer": "Yes."}
+    path = tmp_path / "a.jsonl"
+    path.write_text("\n".join([json.dumps(row, ensure_ascii=False), "{broken", json.dumps(row)]), encoding="utf-8")
+    rows = list(read_rows(path))
+    assert [each.where for each in rows] == ["a.jsonl:1", "a.jsonl:2", "a.jsonl:3"]
+    assert [each.value for each in rows if isinstance(each, Row)] == [row, row]
+
+
+def test_long_rows_make_small_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(containers, "_CHARACTERS_PER_BATCH", 1000)
+    rows = [{"question": "q", "answer": ["a" * 400]}] * 9
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps(rows))
+    batches = list(containers.read_batches(data_file(path), COLUMNS))
+    assert [len(list(batch.rows())) for batch in batches] == [3, 3, 3]

@@ -123,7 +123,7 @@ def test_every_instance_of_a_seed_task_is_an_example_and_all_have_one_origin(tmp
     assert isinstance(first, Conversation) and isinstance(second, Conversation)
     assert [turns(first)[0][1], turns(second)[0][1]] == ["Double it.\n\n2", "Double it.\n\n3"]
     assert first.origin == second.origin == first.id != second.id
-    assert first.metadata == {"is_classification": False, "row_id": "seed_1"}
+    assert first.metadata == {"is_classification": False, "row_id": "seed_1", "input_at": len("Double it.\n\n")}
 
 
 def test_optional_fields_of_a_row_are_honoured_and_unknown_ones_kept(tmp_path: Path):
@@ -173,3 +173,44 @@ def test_a_reader_can_be_called_by_name(tmp_path: Path):
         "alpaca", "alpaca_plain", "belle_generated_chat", "belle_multiturn", "labelled", "openai_messages", "preference",
         "question_response", "seed_tasks", "sharegpt", "sharegpt_page", "text",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("flag", [{"weight": 0}, {"weight": 0.0}, {"loss_weight": 0}, {"train": False}, {"training": False}, {"loss": False}])  # fmt: skip
+def test_a_turn_that_is_not_to_be_learnt_has_weight_0_by_any_of_its_names(tmp_path: Path, flag: dict[str, Any]):
+    talk = [{"from": "human", "value": "u", **flag}, {"from": "gpt", "value": "a", **flag}]
+    more = [
+        {"from": "human", "value": "v"},
+        {"from": "gpt", "value": "b", **{name: 1 - value for name, value in flag.items()}},
+    ]
+    more[1] = {name: bool(value) if isinstance(flag.get(name), bool) else value for name, value in more[1].items()}
+    (tmp_path / "a.jsonl").write_text(json.dumps({"conversations": [*talk, *more]}) + "\n")
+    (row,) = read_examples(tmp_path / "a.jsonl")
+    assert isinstance(row, Conversation)
+    assert [message.weight for message in row.messages] == [None, 0, None, None]
+
+
+def test_a_call_may_have_a_weight_and_a_measured_loss_is_none(tmp_path: Path):
+    call = {"from": "function_call", "value": '{"name": "f", "arguments": {}}', "weight": 0}
+    turns = [{"from": "human", "value": "u"}, call, {"from": "observation", "value": "1"}]
+    (tmp_path / "a.jsonl").write_text(
+        json.dumps({"conversations": [*turns, {"from": "gpt", "value": "a", "loss": 0.7}]})
+    )
+    (row,) = read_examples(tmp_path / "a.jsonl")
+    assert isinstance(row, Conversation)
+    assert [message.weight for message in row.messages] == [None, 0, None, None]
+
+
+def test_a_weight_of_1_changes_no_id(tmp_path: Path):
+    turns = [{"role": "user", "content": "u"}, {"role": "assistant", "content": "a"}]
+    (tmp_path / "a.jsonl").write_text(
+        json.dumps({"messages": turns}) + "\n" + json.dumps({"messages": [turns[0], {**turns[1], "weight": 1}]}) + "\n"
+    )
+    first, second = read_examples(tmp_path / "a.jsonl")
+    assert isinstance(first, Conversation) and isinstance(second, Conversation)
+    assert first.id == second.id
+
+
+def test_a_system_prompt_beside_a_question_is_the_system_message(tmp_path: Path):
+    example = one(tmp_path, {"id": "niv.1", "system_prompt": "Be exact.", "question": "2 + 2?", "response": "4"})
+    assert turns(example) == [("system", "Be exact."), ("user", "2 + 2?"), ("assistant", "4")]
+    assert "system_prompt" not in example.metadata

@@ -108,6 +108,16 @@ def test_instruction_and_input_come_apart_again(tmp_path: Path):
     assert written[0]["metadata"] == {"source": "in.json#1"}
 
 
+def test_the_input_of_a_seed_task_is_written_as_its_input(tmp_path: Path):
+    instances = [{"input": "1\n\n2", "output": "3"}, {"input": "", "output": "none"}, {"input": "4 5", "output": "9"}]
+    task = {"instruction": "Add.\n\nAll.", "instances": instances}
+    (tmp_path / "in.jsonl").write_text(json.dumps(task))
+    write_examples(read_examples(tmp_path / "in.jsonl"), tmp_path / "out.jsonl", "alpaca")
+    written = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert [{"input": row["input"], "output": row["output"]} for row in written] == instances
+    assert {row["instruction"] for row in written} == {"Add.\n\nAll."}
+
+
 def test_two_kinds_in_one_file_are_refused_and_nothing_is_left(tmp_path: Path):
     with pytest.raises(DataError, match="a Document among rows that are each a Conversation"):
         write_examples([EXAMPLES["conversation"][0], EXAMPLES["document"][0]], tmp_path / "out.jsonl", "messages")
@@ -128,3 +138,38 @@ def test_real_files_come_back_from_every_form(shared_data: Path, tmp_path: Path,
         done = write_examples(given, path, form)
         assert (done.num_written, done.lost) == (len(given), {})
         assert [example.id for example in back(path)] == [example.id for example in given]
+
+
+@pytest.mark.parametrize("form", ["messages", "parquet", "sharegpt"])
+def test_a_turn_that_is_not_learnt_comes_back_as_one(tmp_path: Path, form: str):
+    silent_call = CALL.model_copy(update={"weight": 0})
+    turns = [ASK, silent_call, message("tool", "6"), message("assistant", "six", weight=0), ASK, REPLY]
+    row = Conversation(messages=turns, metadata={"weights": [0.0, 0.1]})
+    path = tmp_path / f"out.{ENDINGS.get(form, 'jsonl')}"
+    assert write_examples([row], path, form).num_written == 1
+    (found,) = back(path)
+    assert isinstance(found, Conversation)
+    assert [each.weight for each in found.messages] == [None, 0, None, 0, None, None]
+    assert (found.id, found.metadata["weights"]) == (row.id, [0.0, 0.1])
+
+
+@pytest.mark.parametrize("form", ["alpaca", "csv"])
+def test_a_form_without_weights_does_not_turn_a_silent_turn_into_a_learnt_one(tmp_path: Path, form: str):
+    row = Conversation(messages=[ASK, message("assistant", "a", weight=0), ASK, REPLY])
+    done = write_examples([row], tmp_path / "out", form)
+    assert (done.num_written, done.reasons) == (0, {"cannot_hold": 1})
+    assert done.excluded_path is not None
+    (excluded,) = read_records(done.excluded_path, Excluded)
+    assert excluded.detail == f"it has a turn of weight 0, which {form} cannot hold"
+
+
+@pytest.mark.parametrize("form", ["alpaca", "sharegpt", "messages"])
+def test_a_file_called_json_holds_one_list_and_one_called_jsonl_lines(tmp_path: Path, form: str):
+    rows = EXAMPLES["conversation"]
+    write_examples(rows, tmp_path / "a.json", form)
+    write_examples(rows, tmp_path / "a.jsonl", form)
+    lines = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert json.loads((tmp_path / "a.json").read_text(encoding="utf-8")) == lines and len(lines) == 2
+    assert [essence(each) for each in back(tmp_path / "a.json")] == [essence(each) for each in rows]
+    write_examples([], tmp_path / "none.json", form)
+    assert json.loads((tmp_path / "none.json").read_text()) == []

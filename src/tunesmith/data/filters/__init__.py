@@ -1,29 +1,25 @@
 """Filters of rows: each keeps a row, keeps it changed, or excludes it with (reason, what was found and expected).
 
-FIELD_FILTERS are switched by the plain fields of `curate`, in this order: (section, task) -> filter, or None where the
-recipe does not ask for it. FILTERS are listed in `curate.filters`: (options, FilterContext) -> filter. A filter may hold
-state: build it anew for each pass over the rows. Adding one is a function in the module of its family, a line here, its
+ROW_FILTERS are switched by the plain fields of `curate`, in this order: (section, task) -> filter, or None where the
+recipe does not ask for it; they see every row, test rows too. FILTERS are listed in `curate.filters`: (options, FilterContext) -> filter. Adding one is a function in the module of its family, a line here, its
 options in recipe_filters.py and a line in docs/filters.md.
 """
 
 from __future__ import annotations
 
 from tunesmith.protocols import Filter, FilterContext, SetFilter
-from tunesmith.recipe import Curate
 from tunesmith.recipe_filters import FilterOptions
 from tunesmith.registry import Registry
-from tunesmith.types import Task
 
 _HERE = "tunesmith.data.filters"
 
-FIELD_FILTERS = Registry(
+ROW_FILTERS = Registry(
     "filter",
     {
         "no_reply": f"{_HERE}.fields:no_reply",
         "length": f"{_HERE}.fields:length",
         "blacklist": f"{_HERE}.fields:blacklist",
         "schema": f"{_HERE}.fields:schema",
-        "duplicate": f"{_HERE}.fields:duplicate",
     },
 )
 
@@ -50,9 +46,9 @@ FILTERS = Registry(
         "language": f"{_HERE}.language:language",
         "pii": f"{_HERE}.privacy:pii",
         "toxicity": f"{_HERE}.toxicity:Toxicity",
-        "exact": f"{_HERE}.likeness:exact",
+        "exact": f"{_HERE}.likeness:Exact",
         "conflicting": f"{_HERE}.likeness:Conflicting",
-        "bm25": f"{_HERE}.bm25:bm25",
+        "bm25": f"{_HERE}.bm25:Bm25",
         "rouge_l": f"{_HERE}.likeness:RougeL",
         "minhash": f"{_HERE}.likeness:NearCopies",
         "semantic": f"{_HERE}.likeness:SameMeaning",
@@ -63,12 +59,6 @@ FILTERS = Registry(
         "yes_no": f"{_HERE}.judged:YesNo",
     },
 )
-
-
-def build_field_filters(section: Curate, task: Task) -> dict[str, Filter]:
-    """The filters that the plain fields switch on, by name, in order."""
-    built = {name: FIELD_FILTERS.load(name)(section, task) for name in FIELD_FILTERS}
-    return {name: each for name, each in built.items() if each is not None}
 
 
 def build_filter(options: FilterOptions, ctx: FilterContext) -> Filter | SetFilter:

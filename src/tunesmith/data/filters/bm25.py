@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Iterator, Sequence
 
 from tunesmith.data.filters.parts import text_of
-from tunesmith.protocols import Filter, FilterContext, Verdict
+from tunesmith.data.rows import map_rows
+from tunesmith.protocols import FilterContext, Verdict
 from tunesmith.recipe_filters import Bm25Options
 from tunesmith.text.rouge import unicode_tokens
 from tunesmith.types import Conversation
@@ -52,18 +54,25 @@ class Bm25Pool:
         return scores[best], best
 
 
-def bm25(options: Bm25Options, _ctx: FilterContext) -> Filter:
+class Bm25:
     """Reason bm25. The score grows with the pool, so the threshold means most for pools of some hundred texts and more."""
-    pool = Bm25Pool()
-    names: list[str] = []
 
-    def judge(row: Conversation) -> Verdict:
-        words = unicode_tokens(text_of(row, "instruction"))
-        score, nearest = pool.nearest(words)
-        if score > options.max_score:
-            return "bm25", f"BM25 {score:.2f} with {names[nearest]}, allowed is {options.max_score:g}"
-        pool.add(words)
-        names.append(row.source or row.id)
-        return None
+    def __init__(self, options: Bm25Options, _ctx: FilterContext) -> None:
+        self._max_score = options.max_score
 
-    return judge
+    def judge_all(self, rows: Sequence[Conversation]) -> Iterator[Verdict]:
+        pool = Bm25Pool()
+        members: list[int] = []  # the row of each text of the pool
+        for place, words in enumerate(map_rows(_instruction_words, rows)):
+            score, nearest = pool.nearest(words)
+            if score > self._max_score:
+                other = rows[members[nearest]]
+                yield "bm25", f"BM25 {score:.2f} with {other.place}, allowed is {self._max_score:g}"
+            else:
+                pool.add(words)
+                members.append(place)
+                yield None
+
+
+def _instruction_words(row: Conversation) -> list[str]:
+    return unicode_tokens(text_of(row, "instruction"))

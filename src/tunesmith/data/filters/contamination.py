@@ -1,21 +1,30 @@
 """Training rows that hold the questions of an evaluation: the test rows of the recipe, and evaluation files.
 
 A row goes where more than a share of a question's 8-grams stands in it, or any 13-gram (Brown et al. 2020, appendix C; the
-half follows Tulu 3, Lambert et al. 2024). N-grams do not see a paraphrase.
+half follows Tulu 3, Lambert et al. 2024). Chinese, Japanese, Thai and other text without spaces is compared character by
+character, and thirteen characters are about eight words, so there 20 of them make a long n-gram. N-grams do not see a
+paraphrase.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
 
 from tunesmith.data.filters.parts import shown, text_of
+from tunesmith.data.rows import map_rows
 from tunesmith.protocols import Verdict
-from tunesmith.text.rouge import unicode_tokens
-from tunesmith.types import Conversation
+from tunesmith.text.rouge import count_unspaced, unicode_tokens
+from tunesmith.types import Conversation, Excluded
 
 NGRAM, LONG_NGRAM = 8, 13
+LONG_UNSPACED = 20
+"""Characters of a script without spaces that say as much as LONG_NGRAM words: a Chinese word has about one and a half."""
 
 MOST_ROWS_OF_A_PHRASE = 10
 """A 13-gram that more training rows share is a phrase of the task (a fixed instruction), not a leak: as in Brown et al.
@@ -33,8 +42,17 @@ class Question:
 
 def questions_of(rows: Sequence[Conversation], *, are_test_rows: bool) -> list[Question]:
     """What the user says in each row; rows without words have no question."""
-    texts = [(text_of(row, "prompt"), row.source or row.id) for row in rows]
+    texts = [(text_of(row, "prompt"), row.place) for row in rows]
     return [Question(text, where, are_test_rows) for text, where in texts if text.strip()]
+
+
+def question_alone(row: Excluded) -> Question | None:
+    """The question of an evaluation item that came without a reference answer, None for rows without one."""
+    if row.reason != "empty_reply" or not isinstance(row.raw, dict):
+        return None
+    said = [value for name, value in row.raw.items() if isinstance(value, str) and name != row.field]
+    text = "\n".join(said)
+    return Question(text, row.where, False) if text.strip() else None
 
 
 class Contamination:
@@ -48,33 +66,53 @@ class Contamination:
     def judge_all(self, rows: Sequence[Conversation]) -> list[Verdict]:
         if not self._questions or self._max_coverage >= 1 or not rows:
             return [None] * len(rows)
-        from tunesmith.data.decontamination import EvaluationIndex
-
-        index = EvaluationIndex(
-            [question.text for question in self._questions],
-            ngram=NGRAM,
-            long_ngram=LONG_NGRAM,
-            num_threads=self._num_threads,
-        )
-        texts = [text_of(row, "all") for row in rows]
-        matches = index.find(texts, max_coverage=self._max_coverage)
-        spans = matches.spans.tolist() if matches.spans is not None else [[0, 0]] * len(rows)
-        hits = [
-            (number, item, score, texts[number][slice(*spans[number])])
-            for number, (item, score) in enumerate(zip(matches.dup_of.tolist(), matches.score.tolist(), strict=True))
-            if item >= 0
-        ]
-        phrases = Counter(_phrase(span) for _, _, _, span in hits)
+        hits: list[_Hit] = []
+        short: list[_Hit] = []
+        for hit in self._find(map_rows(partial(text_of, part="all"), rows), LONG_NGRAM):
+            is_leak = hit.share > self._max_coverage or hit.is_long
+            (hits if is_leak else short).append(hit)
+        if short:  # behind the nearest question may stand another one with a longer run
+            again = self._find([text_of(rows[hit.row], "all") for hit in short], LONG_UNSPACED)
+            hits += [hit._replace(row=short[hit.row].row) for hit in again]
+        phrases = Counter(hit.phrase for hit in hits)
         verdicts: list[Verdict] = [None] * len(rows)
-        for number, item, score, span in hits:
-            if score > self._max_coverage or phrases[_phrase(span)] <= MOST_ROWS_OF_A_PHRASE:
-                verdicts[number] = self._verdict(self._questions[item], score, span)
+        for hit in hits:
+            if hit.share > self._max_coverage or phrases[hit.phrase] <= MOST_ROWS_OF_A_PHRASE:
+                verdicts[hit.row] = self._verdict(hit)
         return verdicts
 
-    def _verdict(self, question: Question, score: float, span: str) -> Verdict:
+    def _find(self, texts: Iterable[str], long_ngram: int) -> Iterator[_Hit]:
+        from tunesmith.data.decontamination import EvaluationIndex
+
+        questions = [question.text for question in self._questions]
+        index = EvaluationIndex(questions, ngram=NGRAM, long_ngram=long_ngram, num_threads=self._num_threads)
+        for start, chunk, matches in index.find_each(texts, max_coverage=self._max_coverage):
+            assert matches.spans is not None
+            for place in np.flatnonzero(matches.dup_of >= 0).tolist():
+                span = chunk[place][slice(*matches.spans[place].tolist())]
+                words = unicode_tokens(span)
+                share, question = float(matches.score[place]), int(matches.dup_of[place])
+                phrase = tuple(words[:LONG_NGRAM])
+                yield _Hit(start + place, question, share, phrase, _is_long(words), shown(span, 160))
+
+    def _verdict(self, hit: _Hit) -> Verdict:
+        question = self._questions[hit.question]
         reason = "contaminated_test" if question.is_test_row else "contaminated"
-        return reason, f"holds {score:.0%} of the question {question.where}: {shown(span, 160)}"
+        return reason, f"holds {hit.share:.0%} of the question {question.where}: {hit.shown}"
 
 
-def _phrase(span: str) -> tuple[str, ...]:
-    return tuple(unicode_tokens(span)[:LONG_NGRAM])
+class _Hit(NamedTuple):
+    """A row that holds what a question asks."""
+
+    row: int
+    question: int
+    share: float  # of the question's words
+    phrase: tuple[str, ...]  # the first words they share
+    is_long: bool  # whether all that they share in a row says as much as LONG_NGRAM words
+    shown: str
+
+
+def _is_long(words: Sequence[str]) -> bool:
+    """Of a run of LONG_NGRAM tokens and more; a character of a script without spaces is a part of a word."""
+    unspaced = count_unspaced(words)
+    return not unspaced or len(words) - unspaced + unspaced * LONG_NGRAM / LONG_UNSPACED >= LONG_NGRAM

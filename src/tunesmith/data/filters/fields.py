@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Sequence
+from itertools import chain
 from typing import Any
 
 from jsonschema.exceptions import best_match
@@ -10,7 +12,9 @@ from jsonschema.validators import validator_for
 
 from tunesmith.data.filters.phrases import PhraseFinder
 from tunesmith.data.identity import prompt_key, reply_key
+from tunesmith.data.keys import first_equal, keys_array
 from tunesmith.data.novelty import novelty_text
+from tunesmith.data.rows import map_rows
 from tunesmith.protocols import Filter, Verdict
 from tunesmith.recipe import Curate
 from tunesmith.text.rouge import count_words
@@ -80,18 +84,24 @@ def schema(section: Curate, task: Task) -> Filter | None:
     return judge
 
 
-def duplicate(_section: Curate, _task: Task) -> Filter:
+class Duplicate:
     """The first row of a prompt stays. A later one with the same reply is a "duplicate"; with another reply it is a
     "conflicting_reply": two answers to one question teach the model to waver, and the earlier row (a test row, then one
-    that a person gave) is the better guess. Compared without case, width and spacing."""
-    first: dict[str, Conversation] = {}
+    that a person gave) is the better guess. Compared without case, width and spacing. Holds 32 bytes per row."""
 
-    def judge(row: Conversation) -> Verdict:
-        earlier = first.setdefault(prompt_key(row), row)
-        if earlier is row:
-            return None
-        if reply_key(row) == reply_key(earlier):
-            return "duplicate", f"the same as {earlier.source or earlier.id}"
-        return "conflicting_reply", f"another reply to the prompt of {earlier.source or earlier.id}"
+    def judge_all(self, rows: Sequence[Conversation]) -> Iterator[Verdict]:
+        keys = keys_array(chain.from_iterable(map_rows(_prompt_and_reply, rows)), 16).reshape(-1, 4)
+        first = first_equal(keys[:, :2])
+        for place, earlier in enumerate(first.tolist()):
+            if earlier == place:
+                yield None
+                continue
+            name = rows[earlier].place
+            if (keys[place, 2:] == keys[earlier, 2:]).all():
+                yield "duplicate", f"the same as {name}"
+            else:
+                yield "conflicting_reply", f"another reply to the prompt of {name}"
 
-    return judge
+
+def _prompt_and_reply(row: Conversation) -> tuple[str, str]:
+    return prompt_key(row), reply_key(row)

@@ -25,8 +25,12 @@ def text_of(row: Conversation, part: Part) -> str:
 
 
 def instruction_and_input(row: Conversation) -> tuple[str, str]:
-    """The user's first message, parted at its first blank line: there a reader puts the input. ("...", "") without one."""
+    """The user's first message, parted where a reader put the input (metadata.input_at), else at its first blank line.
+    ("...", "") without an input."""
     first = next((message.content for message in row.messages if message.role == "user"), "")
+    at = row.metadata.get("input_at")
+    if isinstance(at, int) and 2 <= at < len(first) and first[at - 2 : at] == "\n\n":
+        return first[: at - 2].strip(), first[at:]
     instruction, _, given = first.strip().partition("\n\n")
     return instruction, given
 

@@ -8,14 +8,16 @@ All loops release the interpreter lock, so chunks of rows run on threads side by
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
 from typing import TypeVar
 
 Result = TypeVar("Result")
 
 ROWS_PER_CHUNK = 4096  # rows packed at once: some MB, whatever the number of rows
+_CHARACTERS_PER_CHUNK = 1 << 22  # fewer rows where they are long
 
 
 @cache
@@ -24,20 +26,33 @@ def compiled() -> bool:
     return importlib.util.find_spec("numba") is not None
 
 
-def map_chunks(
-    texts: Sequence[str], work: Callable[[int, Sequence[str]], Result], num_threads: int
-) -> Iterator[Result]:
-    """work(first row, texts) of each chunk, answers in the order of the rows. At most 2 * num_threads are in flight."""
-    starts = range(0, len(texts), ROWS_PER_CHUNK)
-    if num_threads <= 1 or len(starts) <= 1:
-        for start in starts:
-            yield work(start, texts[start : start + ROWS_PER_CHUNK])
+def map_chunks(texts: Iterable[str], work: Callable[[int, list[str]], Result], num_threads: int) -> Iterator[Result]:
+    """work(first row, texts) of each chunk, answers in the order of the rows. Reads the texts once, and holds at most
+    2 * num_threads + 1 chunks of them."""
+    chunks = chunked(texts)
+    if num_threads <= 1:
+        for start, chunk in chunks:
+            yield work(start, chunk)
         return
     with ThreadPoolExecutor(num_threads) as pool:
-        waiting = []
-        for start in starts:
-            waiting.append(pool.submit(work, start, texts[start : start + ROWS_PER_CHUNK]))
+        waiting: deque[Future[Result]] = deque()
+        for start, chunk in chunks:
+            waiting.append(pool.submit(work, start, chunk))
             if len(waiting) >= 2 * num_threads:
-                yield waiting.pop(0).result()
+                yield waiting.popleft().result()
         for each in waiting:
             yield each.result()
+
+
+def chunked(texts: Iterable[str]) -> Iterator[tuple[int, list[str]]]:
+    """(number of the first row, texts) of each chunk."""
+    chunk: list[str] = []
+    start, size = 0, 0
+    for text in texts:
+        chunk.append(text)
+        size += len(text)
+        if len(chunk) == ROWS_PER_CHUNK or size >= _CHARACTERS_PER_CHUNK:
+            yield start, chunk
+            start, size, chunk = start + len(chunk), 0, []
+    if chunk:
+        yield start, chunk

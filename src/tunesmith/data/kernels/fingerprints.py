@@ -88,7 +88,7 @@ def _chains(values, number, length, out):
 def insert(keys, values, table, size, found):
     """Look up each fingerprint (R, 2) and put in the new ones: found[r] is the first row with it.
 
-    table (slots,) int64 of row numbers, values (rows, 2) the fingerprints of all rows before; at most half full.
+    table (slots,) int32 of row numbers, values (rows, 2) the fingerprints of all rows before; at most half full.
     """
     mask = np.uint64(len(table) - 1)
     for r in range(len(keys)):

@@ -30,6 +30,37 @@ class Grams(NamedTuple):
     places: np.ndarray  # (n-grams,) int64: index into words
 
 
+class Scratch(NamedTuple):
+    """What a search writes down per item and place. Its rows and words are numbered through all calls, so that nothing
+    has to be wiped between them."""
+
+    counts_before: np.ndarray  # (2,) int64: rows, words of the calls before
+    covered: np.ndarray  # (W,) int64: row that covered the place last
+    run_place: np.ndarray  # (W,) int64: word of the text where the last hit at the place began
+    run_size: np.ndarray  # (W,) int32
+    item_row: np.ndarray  # (I,) int64: row that met the item last
+    counts: np.ndarray  # (I,) int32: words of the item covered
+    longest: np.ndarray  # (I,) int32
+    longest_end: np.ndarray  # (I,) int64
+    touched: np.ndarray  # (I,) int32
+
+
+def scratch_for(grams: Grams) -> Scratch:
+    """About 20 bytes per word of the items."""
+    num_words, num_items = len(grams.words), len(grams.item_offsets) - 1
+    return Scratch(
+        np.zeros(2, np.int64),
+        covered=np.full(num_words, -1, np.int64),
+        run_place=np.full(num_words, -2, np.int64),
+        run_size=np.zeros(num_words, np.int32),
+        item_row=np.full(num_items, -1, np.int64),
+        counts=np.zeros(num_items, np.int32),
+        longest=np.zeros(num_items, np.int32),
+        longest_end=np.zeros(num_items, np.int64),
+        touched=np.empty(num_items, np.int32),
+    )
+
+
 @jit
 def _gram(words, start, length):
     value = np.uint64(length)
@@ -99,55 +130,25 @@ def _group_of(key, grams):
 
 
 @jit
-def search(words, offsets, grams, ngram, long_ngram, max_coverage, removed, items, coverages, runs):
+def search(words, offsets, grams, scratch, ngram, long_ngram, max_coverage, removed, items, coverages, runs):
     """For each text: `items` the item of the largest covered share (of equals the longest run, then the lowest item) or
     -1, `coverages` that share; `removed` the same among the items that remove the text, or -1; `runs` (R, 2) the words
     [start, end) of the longest run shared with the removing item."""
-    num_items = len(grams.item_offsets) - 1
-    covered = np.full(len(grams.words), -1, np.int64)  # row that covered the place last
-    run_row = np.full(len(grams.words), -1, np.int64)  # text place (all rows) of the last hit that began at the place
-    run_size = np.zeros(len(grams.words), np.int32)
-    item_row = np.full(num_items, -1, np.int64)
-    counts = np.zeros(num_items, np.int32)
-    longest = np.zeros(num_items, np.int32)
-    longest_end = np.zeros(num_items, np.int64)
-    touched = np.empty(num_items, np.int32)
-    for row in range(len(offsets) - 1):
+    rows_before, words_before = scratch.counts_before
+    counts, longest = scratch.counts, scratch.longest
+    for r in range(len(offsets) - 1):
         num_touched = 0
         for length in grams.lengths:
-            for place in range(offsets[row], offsets[row + 1] - length + 1):
+            for place in range(offsets[r], offsets[r + 1] - length + 1):
                 group = _group_of(_gram(words, place, length), grams)
-                if group < 0:
-                    continue
-                for g in range(grams.group_offsets[group], grams.group_offsets[group + 1]):
-                    there = grams.places[g]
-                    item = grams.item_of[there]
-                    size = grams.item_offsets[item + 1] - grams.item_offsets[item]
-                    same = length == min(ngram, size)
-                    for k in range(length):
-                        same = same and words[place + k] == grams.words[there + k]
-                    if not same:
-                        continue
-                    if item_row[item] != row:
-                        item_row[item] = row
-                        counts[item], longest[item], longest_end[item] = 0, 0, 0
-                        touched[num_touched] = item
-                        num_touched += 1
-                    for k in range(there, there + length):
-                        if covered[k] != row:
-                            covered[k] = row
-                            counts[item] += 1
-                    # The places of a group come last first, so the hit one word before is still the previous word's.
-                    goes_on = place > offsets[row] and there > grams.item_offsets[item]
-                    goes_on = goes_on and run_row[there - 1] == place - 1
-                    run_size[there] = run_size[there - 1] + 1 if goes_on else length
-                    run_row[there] = place
-                    if run_size[there] > longest[item]:
-                        longest[item], longest_end[item] = run_size[there], place + length - offsets[row]
-        items[row], removed[row], coverages[row] = -1, -1, 0.0
+                if group >= 0:
+                    num_touched = _note_hits(
+                        group, place, length, words, offsets[r], rows_before + r, words_before, ngram, grams, scratch, num_touched
+                    )  # fmt: skip
+        items[r], removed[r], coverages[r] = -1, -1, 0.0
         best, worst = -1, -1
         for t in range(num_touched):
-            item = touched[t]
+            item = scratch.touched[t]
             share = counts[item] / (grams.item_offsets[item + 1] - grams.item_offsets[item])
             if best < 0 or _before(share, longest, item, best, counts, grams):
                 best = item
@@ -156,12 +157,45 @@ def search(words, offsets, grams, ngram, long_ngram, max_coverage, removed, item
             ):
                 worst = item
         if best >= 0:
-            items[row] = best
-            coverages[row] = counts[best] / (grams.item_offsets[best + 1] - grams.item_offsets[best])
+            items[r] = best
+            coverages[r] = counts[best] / (grams.item_offsets[best + 1] - grams.item_offsets[best])
         if worst >= 0:
-            removed[row] = worst
-            coverages[row] = counts[worst] / (grams.item_offsets[worst + 1] - grams.item_offsets[worst])
-            runs[row, 0], runs[row, 1] = longest_end[worst] - longest[worst], longest_end[worst]
+            removed[r] = worst
+            coverages[r] = counts[worst] / (grams.item_offsets[worst + 1] - grams.item_offsets[worst])
+            runs[r, 0], runs[r, 1] = scratch.longest_end[worst] - longest[worst], scratch.longest_end[worst]
+    scratch.counts_before[0] += len(offsets) - 1
+    scratch.counts_before[1] += len(words)
+
+
+@jit
+def _note_hits(group, place, length, words, text_begin, row, words_before, ngram, grams, scratch, num_touched):
+    """Write down every place of the items where the n-gram at `place` of the text stands; returns the items touched."""
+    for g in range(grams.group_offsets[group], grams.group_offsets[group + 1]):
+        there = grams.places[g]
+        item = grams.item_of[there]
+        size = grams.item_offsets[item + 1] - grams.item_offsets[item]
+        same = length == min(ngram, size)
+        for k in range(length):
+            same = same and words[place + k] == grams.words[there + k]
+        if not same:
+            continue
+        if scratch.item_row[item] != row:
+            scratch.item_row[item] = row
+            scratch.counts[item], scratch.longest[item], scratch.longest_end[item] = 0, 0, 0
+            scratch.touched[num_touched] = item
+            num_touched += 1
+        for k in range(there, there + length):
+            if scratch.covered[k] != row:
+                scratch.covered[k] = row
+                scratch.counts[item] += 1
+        # The places of a group come last first, so the hit one word before is still the previous word's.
+        goes_on = place > text_begin and there > grams.item_offsets[item]
+        goes_on = goes_on and scratch.run_place[there - 1] == words_before + place - 1
+        scratch.run_size[there] = scratch.run_size[there - 1] + 1 if goes_on else length
+        scratch.run_place[there] = words_before + place
+        if scratch.run_size[there] > scratch.longest[item]:
+            scratch.longest[item], scratch.longest_end[item] = scratch.run_size[there], place + length - text_begin
+    return num_touched
 
 
 @jit

@@ -1,9 +1,10 @@
-"""The loops of words.py and shingles.py in Python and numpy, for installations without numba and for the tests that
+"""The loops of words.py, shingles.py and pooling.py in Python and numpy, for installations without numba and for the tests that
 compare the two. Same names, same arguments, same results."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import islice
 
 import numpy as np
 
@@ -110,19 +111,22 @@ def compare(
     hashes: np.ndarray,
     offsets: np.ndarray,
     sizes: np.ndarray,
-    signatures: np.ndarray,
     left: np.ndarray,
     right: np.ndarray,
     jaccard: np.ndarray,
-    estimate: np.ndarray,
 ) -> None:
-    """Of each pair of rows: the Jaccard of the two sets, and the share of equal permutations."""
+    """Of each pair of rows: the Jaccard of the two sets."""
     for pair, (a, b) in enumerate(zip(left.tolist(), right.tolist(), strict=True)):
         one = hashes[offsets[a] : offsets[a] + sizes[a]]
         other = hashes[offsets[b] : offsets[b] + sizes[b]]
         shared = len(np.intersect1d(one, other, assume_unique=True))
         jaccard[pair] = shared / (len(one) + len(other) - shared)
-        estimate[pair] = np.count_nonzero(signatures[a] == signatures[b]) / signatures.shape[1]
+
+
+def estimate(signatures: np.ndarray, left: np.ndarray, right: np.ndarray, share: np.ndarray) -> None:
+    """Of each pair of rows: the share of equal permutations."""
+    for pair, (a, b) in enumerate(zip(left.tolist(), right.tolist(), strict=True)):
+        share[pair] = np.count_nonzero(signatures[a] == signatures[b]) / signatures.shape[1]
 
 
 def unite(parents: np.ndarray, left: np.ndarray, right: np.ndarray, accepted: np.ndarray) -> None:
@@ -135,3 +139,14 @@ def unite(parents: np.ndarray, left: np.ndarray, right: np.ndarray, accepted: np
         parents[max(a, b)] = min(a, b)
     for row in range(len(parents)):
         parents[row] = parents[parents[row]]
+
+
+def mean_rows(table: np.ndarray, numbers: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """Mean of the next sizes[r] rows of the table that `numbers` name."""
+    out = np.zeros((len(sizes), table.shape[1]), np.float32)
+    unread = iter(numbers.tolist())
+    for total, size in zip(out, sizes.tolist(), strict=True):
+        for number in islice(unread, size):
+            total += table[number]
+        total /= np.float32(max(1, size))
+    return out

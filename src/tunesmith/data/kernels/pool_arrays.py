@@ -12,7 +12,8 @@ import numpy as np
 from tunesmith.data.kernels.words import grown
 
 LARGEST_BLOCK = 256  # entries
-_POSTING = np.dtype([("signature", np.uint64), ("row", np.int32), ("length", np.int32)])
+LARGEST_SHORT = 65535  # a length of this stands for itself and all greater ones, a place for itself and all behind it
+_POSTING = np.dtype([("signature", np.uint64), ("row", np.int32), ("length", np.uint16), ("place", np.uint16)])
 
 
 class Rows(NamedTuple):

@@ -1,9 +1,11 @@
 """ROUGE-L F1 of a text against a growing pool, exact, without looking at most of the pool. Knows word numbers only.
 
-F1 = 2 LCS / (m + n) for m and n words. Three bounds, all safe, leave few pairs for the LCS itself:
+F1 = 2 LCS / (m + n) for m and n words. Four bounds, all safe, leave few pairs for the LCS itself:
   length   LCS <= min(m, n)
   prefix   to share `need` words, two texts sorted rare words first must share one within their first m - need + 1 and
            n - need + 1 words (Chaudhuri et al. 2006, Bayardo et al. 2007): only those are indexed and looked up
+  place    a shared word at places i and j of two texts so sorted, the first they share, leaves LCS <= min(m - i, n - j)
+           (Xiao et al. 2008); later ones leave less, so each may be asked as if it were the first
   words    LCS <= m - (words of x whose bit is missing in y's 64-bit signature), and the same for y
 The LCS is bit-parallel (Hyyrö 2004), 64 words at once. Scores are made by rouge_score's own float expression.
 """
@@ -14,7 +16,7 @@ import numpy as np
 from numba import types
 from numba.extending import intrinsic
 
-from tunesmith.data.kernels.pool_arrays import LARGEST_BLOCK
+from tunesmith.data.kernels.pool_arrays import LARGEST_BLOCK, LARGEST_SHORT
 from tunesmith.data.kernels.words import jit
 
 FULL, AGAIN = 1, 2  # why a loop stopped early: no room left; the order of the words is out of date
@@ -177,10 +179,16 @@ def _find(words, keys, num_probes, shortest, needs, threshold, rows, postings, s
         while block >= 0:
             start = postings.block_start[block]
             for e in range(start, start + postings.block_size[block]):
-                n = postings.entries[e].length
+                n = np.int64(postings.entries[e].length)
+                if n == LARGEST_SHORT:
+                    row = postings.entries[e].row
+                    n = rows.offsets[row + 1] - rows.offsets[row]
                 if n < shortest or n - shortest >= len(needs):
                     continue
-                if shared_at_most(signature, m, postings.entries[e].signature, n) < needs[n - shortest]:
+                need = needs[n - shortest]
+                if min(m - i, n - np.int64(postings.entries[e].place)) < need:
+                    continue
+                if shared_at_most(signature, m, postings.entries[e].signature, n) < need:
                     continue
                 row = postings.entries[e].row
                 if rows.seen[row] == query:
@@ -221,7 +229,8 @@ def _index(row, words, keys, num_probes, signature, postings):
         e = postings.block_start[block] + postings.block_size[block]
         postings.entries[e].signature = signature
         postings.entries[e].row = row
-        postings.entries[e].length = len(words)
+        postings.entries[e].length = min(len(words), LARGEST_SHORT)
+        postings.entries[e].place = min(i, LARGEST_SHORT)
         postings.block_size[block] += 1
 
 

@@ -136,9 +136,8 @@ def sort_sets(hashes, offsets, sizes):
 
 
 @jit
-def compare(hashes, offsets, sizes, signatures, left, right, jaccard, estimate):
-    """Of each pair of rows (N,): the Jaccard of the two sorted sets, and the share of equal permutations."""
-    num_permutations = signatures.shape[1]
+def compare(hashes, offsets, sizes, left, right, jaccard):
+    """Of each pair of rows (N,): the Jaccard of the two sorted sets."""
     for pair in range(len(left)):
         a, b = left[pair], right[pair]
         i, j, shared = 0, 0, 0
@@ -148,10 +147,17 @@ def compare(hashes, offsets, sizes, signatures, left, right, jaccard, estimate):
             i += x <= y
             j += y <= x
         jaccard[pair] = shared / (sizes[a] + sizes[b] - shared)
+
+
+@jit
+def estimate(signatures, left, right, share):
+    """Of each pair of rows (N,): the share of equal permutations."""
+    num_permutations = signatures.shape[1]
+    for pair in range(len(left)):
         equal = 0
         for p in range(num_permutations):
-            equal += signatures[a, p] == signatures[b, p]
-        estimate[pair] = equal / num_permutations
+            equal += signatures[left[pair], p] == signatures[right[pair], p]
+        share[pair] = equal / num_permutations
 
 
 @jit

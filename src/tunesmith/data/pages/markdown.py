@@ -78,7 +78,9 @@ def is_html(text: str) -> bool:
 
 def strip_page_marks(text: str) -> str:
     """Text without the page's own counters: "2 / 3" at its start, "Copy120 chars / 25 words" at its end."""
-    return _FOOTER.sub("", _COUNTER.sub("", text)).strip()
+    text = _COUNTER.sub("", text).strip()
+    # Asked first how it ends: the pattern alone would be tried at every space of a long text.
+    return _FOOTER.sub("", text).strip() if text.endswith(" words") else text
 
 
 def html_to_markdown(html: str) -> str:

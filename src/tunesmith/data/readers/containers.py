@@ -1,17 +1,18 @@
 """Rows of a file in any container: JSON lines, a JSON list, JSON objects one after another, CSV or TSV, parquet, a saved
 page, plain text.
 
-The container is recognised by its content, text by its name too. Rows are streamed: a file of any size takes the memory
-of one block and one row. Refuses to know what the fields mean.
+The container is recognised by its content, text by its name too. Rows are streamed in batches, which can be sent to a
+worker and parsed there: a file of any size takes the memory of one block and one batch. Refuses to know what the fields
+mean.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from tunesmith.data.pages.page import PageError, find_page_data
 from tunesmith.data.readers.source import DataFile, read_blocks, read_head, read_lines
@@ -20,6 +21,12 @@ from tunesmith.errors import DataError
 from tunesmith.types import Excluded
 
 RAW_CHARACTERS = 2000
+SURELY_FLAT = 150
+"""With fewer opening brackets nothing is nested so deeply that a record of it could not be read again (200 levels)."""
+_ROWS_PER_BATCH = 1000
+_PARSED_ROWS_PER_BATCH = 200
+_CHARACTERS_PER_BATCH = 1 << 20
+_PAGES_PER_BATCH = 32
 TEXT_ENDINGS = (".txt", ".md")
 _SPACE = re.compile(r"\s*")
 _JSON_START = re.compile(r"""\[\s*[\[{]|\{\s*["}]""")
@@ -35,16 +42,82 @@ class Row:
     value: Any
 
 
+class Batch(Protocol):
+    """Some rows of a file, parsed when they are asked for. Picklable."""
+
+    def rows(self) -> Iterator[Row | Excluded]: ...
+
+
+@dataclass(frozen=True)
+class RowBatch:
+    """Rows that could only be found by parsing them."""
+
+    members: tuple[Row | Excluded, ...]
+
+    def rows(self) -> Iterator[Row | Excluded]:
+        return iter(self.members)
+
+
+@dataclass(frozen=True)
+class LineBatch:
+    """Lines of JSON, the first one of which has the number `first`."""
+
+    name: str
+    first: int
+    lines: tuple[str, ...]
+
+    def rows(self) -> Iterator[Row | Excluded]:
+        for number, line in enumerate(self.lines, start=self.first):
+            if line.strip():
+                yield _json_line(line, f"{self.name}:{number}")
+
+
+@dataclass(frozen=True)
+class PageBatch:
+    """Saved web pages, as (name, text)."""
+
+    pages: tuple[tuple[str, str], ...]
+
+    def rows(self) -> Iterator[Row | Excluded]:
+        for name, text in self.pages:
+            try:
+                yield Row(name, find_page_data(text))
+            except PageError as error:
+                raw = cut_raw(text)
+                yield Excluded(reason="no_page_data", detail=str(error), where=name, field=error.field, raw=raw)
+
+
 def read_rows(file: DataFile, columns: Collection[str]) -> Iterator[Row | Excluded]:
     """Every row; one that is no JSON comes as Excluded. DataError where the file as a whole cannot be read.
 
     columns: names of fields by which a table is told from prose in a .txt file.
     """
+    for batch in read_batches(file, columns):
+        yield from batch.rows()
+
+
+def read_batches(file: DataFile, columns: Collection[str]) -> Iterator[Batch]:
+    """The rows of read_rows, a batch at a time. Errors as there."""
     return container_of(file, columns)(file)
 
 
-def container_of(file: DataFile, columns: Collection[str]) -> Callable[[DataFile], Iterator[Row | Excluded]]:
-    """The function that reads this file's rows, found by looking at its first 64 KiB."""
+def read_pages(files: Iterable[DataFile]) -> Iterator[Batch]:
+    """Saved web pages as one file of rows, one row each."""
+    pages: list[tuple[str, str]] = []
+    size = 0
+    for file in files:
+        text = "".join(read_blocks(file))
+        pages.append((file.name, text))
+        size += len(text)
+        if size >= _CHARACTERS_PER_BATCH or len(pages) == _PAGES_PER_BATCH:
+            yield PageBatch(tuple(pages))
+            pages, size = [], 0
+    if pages:
+        yield PageBatch(tuple(pages))
+
+
+def container_of(file: DataFile, columns: Collection[str]) -> Callable[[DataFile], Iterator[Batch]]:
+    """The function that reads this file's batches, found by looking at its first 64 KiB."""
     head = read_head(file)
     if head.startswith(b"PAR1"):
         return _parquet
@@ -53,7 +126,7 @@ def container_of(file: DataFile, columns: Collection[str]) -> Callable[[DataFile
     if name.endswith(TEXT_ENDINGS) and not _JSON_START.match(text):
         return _table if name.endswith(".txt") and looks_like_table(text, columns) else _text
     if _PAGE_START.match(text):
-        return read_page
+        return _page
     if text.startswith("["):
         return _json_list
     if text.startswith("{"):
@@ -71,18 +144,20 @@ def container_of(file: DataFile, columns: Collection[str]) -> Callable[[DataFile
 
 
 def cut_raw(value: Any) -> Any:
-    """A row for the rejects file: as it is where it is short and can be written, else the start of its text."""
+    """A row for the rejects file: as it is where it is short and can be written and read, else the start of its text."""
     try:
         text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, allow_nan=False)
         text.encode()
     except (ValueError, TypeError, RecursionError):
         return ascii(value)[:RAW_CHARACTERS]
-    return value if len(text) <= RAW_CHARACTERS else text[:RAW_CHARACTERS]
+    is_flat = text.count("[") + text.count("{") < SURELY_FLAT
+    return value if len(text) <= RAW_CHARACTERS and is_flat else text[:RAW_CHARACTERS]
 
 
 def _spans_lines(text: str) -> bool:
     """Whether the object at the start goes on over the next line, rather than being a row of its own (maybe a bad one)."""
-    first, *others = [line.strip() for line in text.splitlines() if line.strip()][:2]
+    # Only a newline ends a line of JSON lines; U+2028 and others may stand in a string.
+    first, *others = [line.strip() for line in text.split("\n") if line.strip()][:2]
     try:
         json.loads(first)
     except (ValueError, RecursionError):
@@ -90,20 +165,63 @@ def _spans_lines(text: str) -> bool:
     return False
 
 
-def _json_lines(file: DataFile) -> Iterator[Row | Excluded]:
-    for number, line in enumerate(read_lines(file), start=1):
-        if not line.strip():
-            continue
-        where = f"{file.name}:{number}"
+def _json_lines(file: DataFile) -> Iterator[Batch]:
+    lines: list[str] = []
+    first, size = 1, 0
+    for line in read_lines(file):
+        lines.append(line)
+        size += len(line)
+        if size >= _CHARACTERS_PER_BATCH or len(lines) == _ROWS_PER_BATCH:
+            yield LineBatch(file.name, first, tuple(lines))
+            first += len(lines)
+            lines, size = [], 0
+    if lines:
+        yield LineBatch(file.name, first, tuple(lines))
+
+
+def _json_line(line: str, where: str) -> Row | Excluded:
+    try:
+        return Row(where, json.loads(line.rstrip("\r\n"), parse_constant=_refuse_constant))
+    except RecursionError:
+        return Excluded(reason="invalid_json", detail="nested too deeply", where=where, raw=cut_raw(line))
+    except ValueError as error:
+        detail = f"not valid JSON: {_problem(error)}; expected one JSON object on the line"
+        return Excluded(reason="invalid_json", detail=detail, where=where, raw=cut_raw(line.rstrip("\n")))
+
+
+def _num_characters(value: Any) -> int:
+    """Of all texts in a value, names apart."""
+    if isinstance(value, str):
+        return len(value)
+    if isinstance(value, dict):
+        return sum(map(_num_characters, value.values()))
+    return sum(map(_num_characters, value)) if isinstance(value, list) else 0
+
+
+def _batched(rows: Callable[[DataFile], Iterator[Row | Excluded]]) -> Callable[[DataFile], Iterator[Batch]]:
+    """Rows as batches. An error in the middle of a file comes after the batch of the rows before it."""
+
+    def batches(file: DataFile) -> Iterator[Batch]:
+        members: list[Row | Excluded] = []
+        size = 0
         try:
-            yield Row(where, json.loads(line.rstrip("\r\n"), parse_constant=_refuse_constant))
-        except RecursionError:
-            yield Excluded(reason="invalid_json", detail="nested too deeply", where=where, raw=cut_raw(line))
-        except ValueError as error:
-            detail = f"not valid JSON: {_problem(error)}; expected one JSON object on the line"
-            yield Excluded(reason="invalid_json", detail=detail, where=where, raw=cut_raw(line.rstrip("\n")))
+            for row in rows(file):
+                members.append(row)
+                size += _num_characters(row.value) if isinstance(row, Row) else 0
+                if size >= _CHARACTERS_PER_BATCH or len(members) == _PARSED_ROWS_PER_BATCH:
+                    yield RowBatch(tuple(members))
+                    members, size = [], 0
+        except DataError:
+            if members:
+                yield RowBatch(tuple(members))
+            raise
+        if members:
+            yield RowBatch(tuple(members))
+
+    return batches
 
 
+@_batched
 def _json_list(file: DataFile) -> Iterator[Row | Excluded]:
     values = _JsonStream(file)
     values.skip("[")
@@ -122,6 +240,7 @@ def _json_list(file: DataFile) -> Iterator[Row | Excluded]:
         raise values.error(f"there is more text after the end of the list of {number} rows")
 
 
+@_batched
 def _json_objects(file: DataFile) -> Iterator[Row | Excluded]:
     values = _JsonStream(file)
     number = 0
@@ -130,25 +249,23 @@ def _json_objects(file: DataFile) -> Iterator[Row | Excluded]:
         yield Row(f"{file.name}#{number}", values.next_value(f"object {number}"))
 
 
+@_batched
 def _table(file: DataFile) -> Iterator[Row | Excluded]:
     for where, value in read_table(file):
         yield value if isinstance(value, Excluded) else Row(where, value)
 
 
+@_batched
 def _parquet(file: DataFile) -> Iterator[Row | Excluded]:
     for number, value in enumerate(read_parquet(file), start=1):
         yield Row(f"{file.name}#{number}", value)
 
 
-def read_page(file: DataFile) -> Iterator[Row | Excluded]:
-    """The data of one saved web page, as one row."""
-    text = "".join(read_blocks(file))
-    try:
-        yield Row(file.name, find_page_data(text))
-    except PageError as error:
-        yield Excluded(reason="no_page_data", detail=str(error), where=file.name, field=error.field, raw=cut_raw(text))
+def _page(file: DataFile) -> Iterator[Batch]:
+    return read_pages([file])
 
 
+@_batched
 def _text(file: DataFile) -> Iterator[Row | Excluded]:
     """Plain text as rows of a field `text`: one, or pieces of at most a mebibyte, cut at an empty line or a line end."""
     waiting, line = "", 1

@@ -156,8 +156,9 @@ def check_turns(messages: Sequence[Message]) -> None:
 
 
 def system_first(fields: Fields) -> list[Message]:
-    """[system message] where the row has a field `system`, else []."""
+    """[system message] where the row has a field `system` or `system_prompt` (OpenOrca), else []."""
     text = fields.take_optional_text("system")
+    text = text if text.strip() else fields.take_optional_text("system_prompt")
     return [Message(role="system", content=text)] if text.strip() else []
 
 

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import chain
+from functools import partial
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import BinaryIO, TypeVar, cast
 
-from tunesmith.data.readers.containers import TEXT_ENDINGS, read_page
-from tunesmith.data.readers.shape import Shape, convert_rows, read_file
+from tunesmith.data.readers.containers import TEXT_ENDINGS, Batch, read_pages
+from tunesmith.data.readers.shape import Conversion, Shape, open_file, recognise
 from tunesmith.data.readers.source import DataFile, data_file
 from tunesmith.errors import DataError
+from tunesmith.protocols import Pool
 from tunesmith.registry import Registry
 from tunesmith.types import Example, Excluded
+
+Result = TypeVar("Result")
 
 _RECOGNISED = (
     "alpaca", "seed_tasks", "sharegpt", "sharegpt_page", "openai_messages", "question_response", "preference", "labelled",
@@ -41,16 +44,48 @@ def read_examples(path: Path, form: str = "auto") -> Iterator[Example | Excluded
     form: a name in READERS, or auto to look at the rows. The .html pages of a folder are read as one file of rows.
     Raises DataError where a file as a whole cannot be read: no known shape, two shapes, wrong encoding, damaged.
     """
-    shapes = _shapes(form)
+    for part in _parts(path, _shapes(form)):
+        yield from _examples(part)
+
+
+def map_examples(
+    path: Path, form: str, pool: Pool, function: Callable[[list[Example | Excluded]], Result]
+) -> Iterator[Result]:
+    """function(examples) of some hundred examples at a time, in their order; rows are parsed, converted and handed to the
+    function in the pool. Otherwise as read_examples."""
+    return pool.map(partial(_apply, function), _parts(path, _shapes(form)))
+
+
+_Part = tuple[Conversion, Batch] | Excluded
+
+
+def _examples(part: _Part) -> Iterator[Example | Excluded]:
+    if isinstance(part, Excluded):
+        return iter([part])
+    conversion, batch = part
+    return conversion.examples(batch)
+
+
+def _apply(function: Callable[[list[Example | Excluded]], Result], part: _Part) -> Result:
+    return function(list(_examples(part)))
+
+
+def _parts(path: Path, shapes: Sequence[Shape]) -> Iterator[_Part]:
+    """The rows of all files in batches, each with the way to convert it; Excluded for a file that is not read."""
     if path.is_dir():
         files = sorted(entry for entry in path.rglob("*") if entry.is_file())
         named = [data_file(file, file.relative_to(path).as_posix()) for file in files]
-        yield from _read_files(named, shapes, f"the folder {path}")
+        yield from _parts_of_files(named, shapes, f"the folder {path}")
     elif path.name.lower().endswith(".zip"):
         with _archive(path) as members:
-            yield from _read_files(members, shapes, f"the archive {path.name}")
+            yield from _parts_of_files(members, shapes, f"the archive {path.name}")
     else:
-        yield from read_file(data_file(path), shapes)
+        yield from _paired(open_file(data_file(path), shapes))
+
+
+def _paired(opened: tuple[Conversion, Iterator[Batch]]) -> Iterator[_Part]:
+    conversion, batches = opened
+    return ((conversion, batch) for batch in batches)
 
 
 def _shapes(form: str) -> list[Shape]:
@@ -58,7 +93,7 @@ def _shapes(form: str) -> list[Shape]:
     return [READERS.load(name, where="format") for name in names]
 
 
-def _read_files(files: Sequence[DataFile], shapes: Sequence[Shape], where: str) -> Iterator[Example | Excluded]:
+def _parts_of_files(files: Sequence[DataFile], shapes: Sequence[Shape], where: str) -> Iterator[_Part]:
     plain = [file.name.lower().removesuffix(".gz") for file in files]
     data = [file for file, name in zip(files, plain, strict=True) if name.endswith(_DATA_ENDINGS)]
     pages = [file for file, name in zip(files, plain, strict=True) if name.endswith(_PAGE_ENDINGS)]
@@ -75,12 +110,12 @@ def _read_files(files: Sequence[DataFile], shapes: Sequence[Shape], where: str) 
             hint=f"expected files that end in {endings}, or one of these with .gz",
         )
     if pages:
-        yield from convert_rows(chain.from_iterable(map(read_page, pages)), shapes, pages[0].name)
+        yield from _paired(recognise(read_pages(pages), shapes, pages[0].name))
     read = {id(file) for file in (*data, *texts)}
     paged = {id(file) for file in pages}
     for file in files:
         if id(file) in read:
-            yield from read_file(file, shapes)
+            yield from _paired(open_file(file, shapes))
         elif id(file) not in paged:
             yield Excluded(
                 reason="no_data_file", detail="it is not read: its name ends in no way of data", where=file.name

@@ -1,6 +1,7 @@
 """Self-Instruct seed tasks: an instruction with a list of instances, each an input and an output.
 
-Each instance is one conversation; all instances of a task have one origin.
+Each instance is one conversation; all instances of a task have one origin. As in alpaca rows, `input_at` in the metadata
+says where the input begins, so that it can be written back.
 """
 
 from __future__ import annotations
@@ -29,7 +30,12 @@ def _tasks(fields: Fields) -> list[list[Message]]:
         inner = Fields(instance)
         given = inner.take_optional_text("input")
         reply = inner.take_text("output", empty_reason="empty_reply")
-        prompt = f"{instruction}\n\n{given}" if given.strip() else instruction
+        prompt = instruction
+        if given.strip():
+            prompt = f"{instruction}\n\n{given}"
+            fields.notes["input_at"] = (
+                len(instruction) + 2
+            )  # of every instance that has one: they share the instruction
         dialogues.append([Message(role="user", content=prompt), Message(role="assistant", content=reply)])
     return dialogues
 

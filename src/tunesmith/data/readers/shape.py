@@ -13,16 +13,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import orjson
 from pydantic import ValidationError
 
-from tunesmith.data.readers.containers import Row, cut_raw, read_rows
+from tunesmith.data.readers.containers import SURELY_FLAT, Batch, Row, cut_raw, read_batches
 from tunesmith.data.readers.fields import BadRow, Fields, Pair, Parsed, Text, Thumb, check_turns, found, kind_of
 from tunesmith.data.readers.source import DataFile, data_file
 from tunesmith.errors import DataError
-from tunesmith.text.jsonl import dump_record
+from tunesmith.text.jsonl import dump_record, parse_record
 from tunesmith.types import Conversation, Document, Example, Excluded, Labelled, Preference, Split
 
 _NUM_ROWS_LOOKED_AT = 50
@@ -57,21 +57,56 @@ class Shape:
         return read_file(data_file(path), [self])
 
 
+class Usual(NamedTuple):
+    """How most rows of a file are read: what matters of a Reading for the others."""
+
+    label: str
+    has_reply: bool
+    special: str
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """Rows of one file as examples, once its shape is known. Picklable: a worker may convert some of the batches."""
+
+    shape: Shape
+    usual: Usual
+
+    def examples(self, batch: Batch) -> Iterator[Example | Excluded]:
+        """Every example of a batch. A row ends as some examples, or as Excluded with the reason."""
+        for row in batch.rows():
+            if isinstance(row, Excluded):
+                yield row
+            else:
+                yield from _convert(row, self.shape, self.usual)
+
+
 def read_file(file: DataFile, shapes: Sequence[Shape]) -> Iterator[Example | Excluded]:
     """Every example of a file whose rows have one of these shapes. DataError where none fits or two do."""
+    conversion, batches = open_file(file, shapes)
+    for batch in batches:
+        yield from conversion.examples(batch)
+
+
+def open_file(file: DataFile, shapes: Sequence[Shape]) -> tuple[Conversion, Iterator[Batch]]:
+    """How a file's rows are converted, and the rows. Errors as in read_file."""
     columns = {name for shape in shapes for name in shape.names}
-    return convert_rows(read_rows(file, columns), shapes, file.name)
+    return recognise(read_batches(file, columns), shapes, file.name)
 
 
-def convert_rows(rows: Iterator[Row | Excluded], shapes: Sequence[Shape], name: str) -> Iterator[Example | Excluded]:
-    """The examples of rows that came from one file, or from files that are read as one. Errors as in read_file."""
-    first = list(islice(rows, _NUM_ROWS_LOOKED_AT))
+def recognise(batches: Iterator[Batch], shapes: Sequence[Shape], name: str) -> tuple[Conversion, Iterator[Batch]]:
+    """How rows that came from one file, or from files that are read as one, are converted; and all of them. Errors as in
+    read_file."""
+    looked_at: list[Batch] = []
+    first: list[Row | Excluded] = []
+    for batch in batches:
+        looked_at.append(batch)
+        first += islice(batch.rows(), _NUM_ROWS_LOOKED_AT - len(first))
+        if len(first) == _NUM_ROWS_LOOKED_AT:
+            break
     shape, reading = _recognise(first, shapes, name)
-    for row in chain(first, rows):
-        if isinstance(row, Excluded):
-            yield row
-        else:
-            yield from _convert(row, shape, reading)
+    usual = Usual(reading.label, reading.has_reply, reading.special)
+    return Conversion(shape, usual), chain(looked_at, batches)
 
 
 def _recognise(first: Sequence[Row | Excluded], shapes: Sequence[Shape], name: str) -> tuple[Shape, Reading]:
@@ -172,7 +207,7 @@ def _known(shapes: Sequence[Shape]) -> str:
     return "known forms: " + "; ".join(shape.fields for shape in shapes)
 
 
-def _convert(row: Row, shape: Shape, usual: Reading) -> Iterator[Example | Excluded]:
+def _convert(row: Row, shape: Shape, usual: Usual) -> Iterator[Example | Excluded]:
     """The examples of one row, or the reason why it has none. `usual` is how the file's rows are read."""
     try:
         if not isinstance(row.value, dict):
@@ -185,7 +220,8 @@ def _convert(row: Row, shape: Shape, usual: Reading) -> Iterator[Example | Exclu
         examples = [_example(each, source=row.where, **common) for each in parsed]
         if not _surely_writable(row.value):
             for example in examples:
-                dump_record(example)  # what cannot be written later is found here, with its row
+                # What cannot be written later, or not be read again, is found here, with its row.
+                parse_record(dump_record(example), type(example), where=row.where)
     except BadRow as bad:
         yield Excluded(reason=bad.reason, detail=bad.detail, where=row.where, field=bad.field, raw=cut_raw(row.value))
     except DataError as error:
@@ -203,13 +239,13 @@ def _convert(row: Row, shape: Shape, usual: Reading) -> Iterator[Example | Exclu
 
 
 def _surely_writable(value: Any) -> bool:
-    """False where a value may have no JSON form: half a surrogate pair, maybe escaped in a cell of JSON, or no finite number.
-    Writing a row to see costs a third of reading it, so rows that are plainly sound are spared it."""
+    """False where a value may have no JSON form (half a surrogate pair, maybe escaped in a cell of JSON, or no finite
+    number), or be nested deeper than records are read (200). Writing a row to see costs a third of reading it, so rows that are plainly sound are spared it."""
     try:
         text = orjson.dumps(value)
     except TypeError:
         return False
-    return b"\\ud" not in text and b"null" not in text
+    return b"\\ud" not in text and b"null" not in text and text.count(b"[") + text.count(b"{") < SURELY_FLAT
 
 
 def _example(parsed: Parsed, **common: Any) -> Example:
@@ -226,7 +262,7 @@ def _example(parsed: Parsed, **common: Any) -> Example:
     return Conversation(messages=parsed, **common)
 
 
-def _reading_of(row: Mapping[str, Any], shape: Shape, usual: Reading) -> Reading:
+def _reading_of(row: Mapping[str, Any], shape: Shape, usual: Usual) -> Reading:
     readings = shape.readings(row)
     if not readings:
         missing = next((name for name in shape.names if name in usual.label.split(" -> ") and name not in row), None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, Literal
 
 from tunesmith.data.readers.fields import BadRow, kind_of
 from tunesmith.errors import nearest
@@ -30,6 +30,10 @@ ROLES: dict[str, Role] = {
     "observation": "tool",
 }
 _CALLS = ("function_call", "tool_call")  # a ShareGPT turn that is a call, its value the JSON of it
+_WEIGHTS = ("weight", "loss_weight", "train", "training", "loss")
+"""How files say whether a turn is learnt: OpenAI and older axolotl, LLaMA-Factory, axolotl (two), ms-swift."""
+_DETAILS = ("train_detail", "training_detail")  # axolotl: which characters of a turn are learnt
+_OF_WEIGHT = frozenset((*_WEIGHTS, *_DETAILS))
 
 
 def parse_turn(turn: Any, number: int) -> Message:
@@ -41,12 +45,9 @@ def parse_turn(turn: Any, number: int) -> Message:
     if not isinstance(role_name, str):
         fields = ", ".join(turn) or "nothing"
         raise BadRow("missing_field", place, f"{place} has no role ('from' or 'role'); it has: {fields}")
-    if turn.get("weight") not in (None, 1):
-        raise BadRow(
-            "bad_value", place, f"{place} has weight {turn['weight']}, and only 1 is supported: remove the turn"
-        )
     if role_name in _CALLS:
-        return _call(turn.get("value", turn.get("content")), place)
+        message = _call(turn.get("value", turn.get("content")), place)
+        return message.model_copy(update={"weight": _weight(turn, "assistant", place)})
     role = ROLES.get(role_name.strip().lower())
     if role is None:
         close = nearest(role_name, ROLES)
@@ -63,7 +64,32 @@ def parse_turn(turn: Any, number: int) -> Message:
         tool_calls=calls,
         tool_call_id=turn.get("tool_call_id"),
         name=turn.get("name"),
+        weight=_weight(turn, role, place),
     )
+
+
+def _weight(turn: dict[str, Any], role: Role, place: str) -> Literal[0] | None:
+    """0 for a turn of the assistant that is not to be learnt, else None: 1 is what it counts anyway."""
+    if _OF_WEIGHT.isdisjoint(turn):
+        return None
+    if any(turn.get(name) for name in _DETAILS):
+        raise BadRow(
+            "bad_value", place, f"{place} has parts that are not to be learnt; a turn is learnt whole or not at all"
+        )
+    said = {name: turn[name] for name in _WEIGHTS if turn.get(name) is not None}
+    if not isinstance(said.get("loss", False), bool):  # a measured loss, not a flag
+        del said["loss"]
+    for name, value in said.items():
+        if isinstance(value, str | list | dict) or value not in (0, 1):
+            problem = f"{place} has {name} {value!r}; a turn is learnt whole (1, true) or not at all (0, false)"
+            raise BadRow("bad_value", place, problem)
+        if value and role != "assistant":
+            problem = f"{place} has {name} {value!r}, and a turn of the {role} is never learnt: take the field out"
+            raise BadRow("bad_value", place, problem)
+    if len({bool(value) for value in said.values()}) > 1:
+        shown = " and ".join(f"{name} {value!r}" for name, value in said.items())
+        raise BadRow("bad_value", place, f"{place} has {shown}, which contradict each other")
+    return 0 if role == "assistant" and said and not any(said.values()) else None
 
 
 def _content(turn: dict[str, Any], place: str, *, may_be_missing: bool) -> str:

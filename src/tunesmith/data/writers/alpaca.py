@@ -15,6 +15,8 @@ def row(example: Example, lost: Tally) -> dict[str, Any]:
     messages = example.prompt if not isinstance(example, Conversation) else example.messages
     if any(message.role == "tool" or message.tool_calls for message in messages):
         raise Unwritable("tool calls")
+    if isinstance(example, Conversation) and any(message.weight == 0 for message in messages):
+        raise Unwritable("a turn of weight 0")
     count_lost(messages, lost, "reasoning", "name")
     system, turns = lead(messages)
     reply = ""

@@ -31,10 +31,11 @@ def row(example: Example, lost: Tally) -> dict[str, Any]:
     return {**fields, **common(example)}
 
 
-def _turn(message: Message, lost: Tally) -> dict[str, str]:
+def _turn(message: Message, lost: Tally) -> dict[str, Any]:
+    weight = {} if message.weight is None else {"weight": message.weight}
     calls = message.tool_calls or []
     if not calls:
-        return {"from": _NAMES[message.role], "value": message.content}
+        return {"from": _NAMES[message.role], "value": message.content, **weight}
     if len(calls) > 1:
         raise Unwritable("several tool calls in one turn")
     if message.content.strip():
@@ -42,4 +43,4 @@ def _turn(message: Message, lost: Tally) -> dict[str, str]:
     call = calls[0].get("function", calls[0])
     if calls[0].get("id"):
         lost["id of a tool call"] += 1
-    return {"from": "function_call", "value": json.dumps(call, ensure_ascii=False)}
+    return {"from": "function_call", "value": json.dumps(call, ensure_ascii=False), **weight}

@@ -1,4 +1,5 @@
-"""Examples into a file of a named form: JSON lines of alpaca, ShareGPT or OpenAI messages, a CSV table, parquet.
+"""Examples into a file of a named form: alpaca, ShareGPT or OpenAI messages as JSON lines (one list where the file is
+called .json), a CSV table, parquet.
 
 Written whole or not at all, row by row in constant memory. An example the form cannot hold goes to a file of its own
 beside it, with the reason; parts it cannot hold are counted by name.
@@ -71,7 +72,8 @@ def write_examples(examples: Iterable[Example | Excluded], path: Path, form: str
     temporary = path.with_name(f".{path.name}.tmp")
     log_path.unlink(missing_ok=True)
     rows = _rows(examples, form, done, log_path)
-    write = {"csv": _write_csv, "parquet": _write_parquet}.get(form, _write_lines)
+    write_json = _write_list if path.suffix.lower() == ".json" else _write_lines
+    write = {"csv": _write_csv, "parquet": _write_parquet}.get(form, write_json)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write(temporary, rows)
@@ -147,7 +149,21 @@ class _LateLog:
 def _write_lines(path: Path, rows: Iterable[KindRow]) -> None:
     with path.open("wb") as stream:
         for _, row in rows:
-            stream.write(json.dumps(row, ensure_ascii=False, allow_nan=False).encode() + b"\n")
+            stream.write(_json(row) + b"\n")
+
+
+def _write_list(path: Path, rows: Iterable[KindRow]) -> None:
+    """One JSON list, a row a line."""
+    before = b"[\n"
+    with path.open("wb") as stream:
+        for _, row in rows:
+            stream.write(before + _json(row))
+            before = b",\n"
+        stream.write(b"[]\n" if before == b"[\n" else b"\n]\n")
+
+
+def _json(row: Row) -> bytes:
+    return json.dumps(row, ensure_ascii=False, allow_nan=False).encode()
 
 
 def _write_csv(path: Path, rows: Iterator[KindRow]) -> None:
@@ -185,7 +201,7 @@ def _write_parquet(path: Path, rows: Iterator[KindRow]) -> None:
 def _schema(arrow: Any, kind: type[Example]) -> Any:
     text = arrow.string()
     names = ("role", "content", "reasoning_content", "tool_calls", "tool_call_id", "name")
-    turns = arrow.list_(arrow.struct([(name, text) for name in names]))
+    turns = arrow.list_(arrow.struct([*((name, text) for name in names), ("weight", arrow.int8())]))
     columns: dict[type[Example], list[tuple[str, Any]]] = {
         Conversation: [("messages", turns)],
         Preference: [

@@ -1,0 +1,155 @@
+"""A judge for filters: a teacher whose answers outlive the stage that asked for them.
+
+An answer depends on the judge and the question alone, so all runs of a root share one ledger per judge: another threshold, another
+filter or one more row asks only what was never asked. Knows nothing of what the questions mean.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import aclosing
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from tunesmith.errors import TeacherError
+from tunesmith.events import Note, Progress
+from tunesmith.generating.in_order import results_in_order
+from tunesmith.hashing import digest_file, digest_json
+from tunesmith.protocols import Context
+from tunesmith.recipe import Curate, TeacherSection
+from tunesmith.stages.teacher import concurrency_of, open_teacher
+from tunesmith.store import disk_error
+from tunesmith.teachers.ledger import Ledger, LedgerClient
+from tunesmith.types import Completion, TeacherRequest
+
+_SHOW_SECONDS = 0.2
+_LOCK_POLL_SECONDS = 0.5
+
+
+class Judge:
+    """The teacher of `curate.teacher` behind its ledger. Opens it all when made; close it.
+
+    The ledger is in ctx.ledgers, in a folder named after what the teacher is; where ctx has none, in out_dir. One process writes
+    it at a time, others wait. `budget_usd` counts what was spent since this order (out_dir) first began: answers that
+    were there before cost it nothing.
+    """
+
+    def __init__(self, section: Curate, files: Mapping[str, Path], out_dir: Path, ctx: Context) -> None:
+        assert section.teacher is not None  # the recipe checks that judges have a teacher
+        self.num_failed = 0
+        self._ctx = ctx
+        self._max_failures = section.max_failures
+        self._kept_at = out_dir / "answers.jsonl"
+        self._lock: FileLock | None = None
+        teacher = open_teacher(
+            section.teacher, where="recipe.curate.teacher", files=files, runtime=ctx.runtime, events=ctx.events
+        )
+        place = out_dir
+        if ctx.ledgers is not None:
+            place = ctx.ledgers / f"judge-{_name(section.teacher, files)}"
+            self._lock = self._sole_writer(place)
+        self._ledger = Ledger(place / "answers.jsonl")
+        self._client = LedgerClient(
+            teacher,
+            self._ledger,
+            concurrency=concurrency_of(section.teacher, ctx.runtime),
+            budget_usd=section.budget_usd,
+            spent_before_usd=_spent_before(out_dir, self._ledger) if place != out_dir else 0.0,
+            max_requests=None,
+            where="recipe.curate",
+            on_answer=self._count,
+        )
+
+    async def ask_all(self, requests: Sequence[TeacherRequest]) -> list[Completion]:
+        """Answers in the order of the requests. TeacherError where more fail than the recipe allows, BudgetExceeded at the
+        hard stop."""
+        client, answers, shown_at = self._client, list[Completion](), time.monotonic()
+        coming = results_in_order(requests, client.ask, lambda in_flight: True, concurrency=client.concurrency)
+        async with aclosing(coming) as completions:
+            async for completion in completions:
+                answers.append(completion)
+                self._check(completion)
+                if time.monotonic() - shown_at >= _SHOW_SECONDS:
+                    shown_at = time.monotonic()
+                    self._show(len(answers), len(requests))
+        self._show(len(answers), len(requests))
+        if client.stopped is not None and len(answers) < len(requests):
+            raise client.stopped
+        return answers
+
+    def facts(self) -> dict[str, Any]:
+        """Identity, requests and cost; leaves the answers that were used in out_dir. Call it when all is asked."""
+        client = self._client
+        if self._ledger.path == self._kept_at:
+            self._ledger.finish(client.asked_keys)
+        else:
+            self._ledger.write_excerpt(client.asked_keys, self._kept_at)
+        return {
+            "judge": client.identity,
+            "num_requests": len(client.asked_keys),
+            "num_failed": self.num_failed,
+            "cost_usd": round(client.cost_usd, 9),
+        }
+
+    async def aclose(self) -> None:
+        """Stop asking; let others write."""
+        try:
+            await self._client.aclose()
+        finally:
+            self._ledger.close()
+            if self._lock is not None:
+                self._lock.release()
+
+    def _check(self, completion: Completion) -> None:
+        if self.num_failed > self._max_failures and completion.finish_reason == "error":
+            raise TeacherError(
+                f"{self.num_failed} answers of the judge failed, allowed are {self._max_failures}; the last: "
+                f"{completion.error}",
+                where="recipe.curate.max_failures",
+                hint="mend what the message names, then run again: answers that are there are not asked again",
+            )
+
+    def _show(self, done: int, total: int) -> None:
+        detail: dict[str, float | int | str] = {"failed": self.num_failed, "usd": round(self._client.cost_usd, 6)}
+        self._ctx.events.emit(Progress(task="judge", done=done, total=total, unit="answers", detail=detail))
+
+    def _count(self, answer: Completion) -> None:
+        self.num_failed += answer.finish_reason == "error"
+
+    def _sole_writer(self, folder: Path) -> FileLock:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / "lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            message = "another run asks the same judge; this one goes on when that has ended, and uses its answers"
+            self._ctx.events.emit(Note(level="warning", message=message))
+            lock.acquire(poll_interval=_LOCK_POLL_SECONDS)
+        return lock
+
+
+def _name(section: TeacherSection, files: Mapping[str, Path]) -> str:
+    """Digest of what the judge is. Which key pays and at what price is no part of it."""
+    what = section.model_dump(
+        mode="json", include={"kind", "model", "base_url", "context_length"} if section.script is None else {"kind"}
+    )
+    script = None if section.script is None else digest_file(files.get(section.script, Path(section.script)))
+    return digest_json([what, script])[:16]
+
+
+def _spent_before(out_dir: Path, ledger: Ledger) -> float:
+    """US dollars on the ledger when this order first began: written down once, so that a resumed run does not begin anew."""
+    path = out_dir / "scratch" / "judge_spent_before.json"
+    if not path.exists():
+        temporary = path.with_suffix(".tmp")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary.write_text(json.dumps(ledger.spent_usd + ledger.submitted_usd), encoding="utf-8")
+            temporary.replace(path)
+        except OSError as error:
+            raise disk_error(error, path, 0) from error
+    return float(json.loads(path.read_text(encoding="utf-8")))

@@ -1,0 +1,90 @@
+"""Samples of any number as one safetensors file, written a sample at a time.
+
+Owns the layout of samples.safetensors: `lengths` (samples,), and `input_ids`, `owner` and `loss_mask`, each (tokens,), the
+samples one after another. The bytes are those that safetensors itself writes.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tunesmith.store import disk_error
+
+# In the file's order: wider types first, so that each tensor is aligned.
+_TENSORS = (("lengths", "I64", "<i8"), ("input_ids", "I32", "<i4"), ("owner", "I16", "<i2"), ("loss_mask", "U8", "u1"))
+_COPIED_BYTES = 1 << 22
+
+
+class SampleWriter:
+    """Use it in a with block; nothing is under the final name before finish(). StoreError where the disk is full."""
+
+    def __init__(self, path: Path, scratch: Path) -> None:
+        self._path = path
+        self._scratch = scratch
+        try:
+            scratch.mkdir(parents=True, exist_ok=True)
+            self._streams = {name: (scratch / name).open("wb") for name, _, _ in _TENSORS}
+        except OSError as error:
+            raise disk_error(error, scratch, 0) from error
+        self._sizes = dict.fromkeys(self._streams, 0)
+
+    def __enter__(self) -> SampleWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for stream in self._streams.values():
+            with suppress(OSError):  # scratch: what finish() did not copy is not wanted
+                stream.close()
+        shutil.rmtree(self._scratch, ignore_errors=True)
+
+    def add(self, input_ids: NDArray[np.int32], loss_mask: NDArray[np.bool_], owner: NDArray[np.int16]) -> None:
+        """One sample; each array is (tokens,)."""
+        values = {"lengths": np.array([len(input_ids)]), "input_ids": input_ids, "owner": owner, "loss_mask": loss_mask}
+        for name, _, kind in _TENSORS:
+            data = values[name].astype(kind).tobytes()
+            try:
+                self._streams[name].write(data)
+            except OSError as error:
+                raise disk_error(error, self._path, len(data)) from error
+            self._sizes[name] += len(data)
+
+    def finish(self) -> None:
+        """Put the file under its name."""
+        temporary = self._path.with_name(f".{self._path.name}.tmp")
+        try:
+            with temporary.open("wb") as target:
+                target.write(self._header())
+                for stream in self._streams.values():
+                    stream.close()
+                    with Path(stream.name).open("rb") as source:
+                        _copy(source, target)
+            temporary.replace(self._path)
+        except OSError as error:
+            temporary.unlink(missing_ok=True)
+            raise disk_error(error, self._path, sum(self._sizes.values())) from error
+
+    def _header(self) -> bytes:
+        header: dict[str, object] = {}
+        begin = 0
+        for name, kind, numpy_kind in _TENSORS:
+            end = begin + self._sizes[name]
+            shape = [self._sizes[name] // np.dtype(numpy_kind).itemsize]
+            header[name] = {"dtype": kind, "shape": shape, "data_offsets": [begin, end]}
+            begin = end
+        text = json.dumps(header, separators=(",", ":")).encode()
+        text += b" " * (-len(text) % 8)
+        return len(text).to_bytes(8, "little") + text
+
+
+def _copy(source: BinaryIO, target: BinaryIO) -> None:
+    shutil.copyfileobj(source, target, _COPIED_BYTES)
