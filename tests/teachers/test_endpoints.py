@@ -139,7 +139,10 @@ async def test_spend_stays_within_the_cap_with_a_thousand_in_flight_at_a_real_en
         used = int(body["messages"][-1]["content"]) % 50 + 1
         return say("x", usage={"prompt_tokens": 20, "completion_tokens": used})
 
-    async with serve(answer=answer, delay=lambda body: 0.5) as fake:
+    def delay(body: dict[str, Any]) -> float:
+        return 2.5 if int(body["messages"][-1]["content"]) < 1000 else 0.02
+
+    async with serve(answer=answer, delay=delay) as fake:
         teacher = teacher_of(Endpoint(fake.base_url, None, PRICE), concurrency=1000)
         client, ledger = client_of(teacher, tmp_path / "a.jsonl", concurrency=1000, budget_usd=cap)
         asked = (client.ask(request(f"{n:04}")) for n in range(3000))
