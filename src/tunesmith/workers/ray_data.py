@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import pickle
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from typing import Any, TypeVar
@@ -41,8 +42,12 @@ class RayPool:
         packed = pickle.dumps(function)
         while some := [pickle.dumps(item) for item in islice(left, _ITEMS_PER_DATASET)]:
             data = self._ray.data.from_items([{"item": each} for each in some], override_num_blocks=len(some))
-            limits = {"concurrency": min(self._num_workers, len(some)), "max_retries": _DEATHS_ALLOWED}
-            for row in self._outcomes(data.map(_run, fn_args=(packed,), **limits)):
+            at_once = min(self._num_workers, len(some))
+            with warnings.catch_warnings():
+                # Ray 2.60 warns of max_retries, and has no other name for it; without it a task is repeated for ever.
+                warnings.simplefilter("ignore", DeprecationWarning)
+                done = data.map(_run, fn_args=(packed,), concurrency=at_once, max_retries=_DEATHS_ALLOWED)
+            for row in self._outcomes(done):
                 result, error = pickle.loads(row["outcome"])
                 if error is not None:
                     raise error
