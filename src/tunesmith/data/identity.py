@@ -26,6 +26,11 @@ def reply_key(conversation: Conversation) -> str:
     return digest_json([_essence(message) for message in conversation.messages[len(conversation.prompt) :]])
 
 
+def prompt_and_reply_keys(conversation: Conversation) -> tuple[str, str]:
+    """(prompt_key, reply_key)."""
+    return prompt_key(conversation), reply_key(conversation)
+
+
 def with_system_prompt(conversation: Conversation, system_prompt: str | None) -> Conversation:
     """The conversation with the system prompt in front where it has no system message of its own.
 

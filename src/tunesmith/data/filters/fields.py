@@ -11,7 +11,7 @@ from jsonschema.exceptions import best_match
 from jsonschema.validators import validator_for
 
 from tunesmith.data.filters.phrases import PhraseFinder
-from tunesmith.data.identity import prompt_key, reply_key
+from tunesmith.data.identity import prompt_and_reply_keys
 from tunesmith.data.keys import first_equal, keys_array
 from tunesmith.data.novelty import novelty_text
 from tunesmith.data.rows import map_rows
@@ -90,7 +90,7 @@ class Duplicate:
     that a person gave) is the better guess. Compared without case, width and spacing. Holds 32 bytes per row."""
 
     def judge_all(self, rows: Sequence[Conversation]) -> Iterator[Verdict]:
-        keys = keys_array(chain.from_iterable(map_rows(_prompt_and_reply, rows)), 16).reshape(-1, 4)
+        keys = keys_array(chain.from_iterable(map_rows(prompt_and_reply_keys, rows)), 16).reshape(-1, 4)
         first = first_equal(keys[:, :2])
         for place, earlier in enumerate(first.tolist()):
             if earlier == place:
@@ -101,7 +101,3 @@ class Duplicate:
                 yield "duplicate", f"the same as {name}"
             else:
                 yield "conflicting_reply", f"another reply to the prompt of {name}"
-
-
-def _prompt_and_reply(row: Conversation) -> tuple[str, str]:
-    return prompt_key(row), reply_key(row)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, overload
 import numpy as np
 
 from tunesmith.data.filters.parts import text_of
-from tunesmith.data.identity import prompt_key, reply_key
+from tunesmith.data.identity import prompt_and_reply_keys, prompt_key, reply_key
 from tunesmith.data.keys import first_equal, keys_array
 from tunesmith.data.rows import map_rows
 from tunesmith.hashing import digest_json
@@ -50,7 +50,7 @@ class Conflicting:
         pass
 
     def judge_all(self, rows: Sequence[Conversation]) -> Iterator[Verdict]:
-        keys = keys_array(chain.from_iterable(map_rows(_prompt_and_reply, rows)), 16).reshape(-1, 4)
+        keys = keys_array(chain.from_iterable(map_rows(prompt_and_reply_keys, rows)), 16).reshape(-1, 4)
         prompts, pairs = first_equal(keys[:, :2]), first_equal(keys)
         others: dict[int, list[int]] = {}  # a prompt's first row -> the first row of each further reply
         for place in np.flatnonzero((pairs == np.arange(len(keys))) & (prompts != pairs)).tolist():
@@ -143,10 +143,6 @@ def _exact_key(options: ExactOptions, row: Conversation) -> str:
         return digest_json([key(row) for key in keys[options.of]])
     start, end = {"prompt": (None, -1), "reply": (-1, None), "conversation": (None, None)}[options.of]
     return digest_json([[each.role, each.content, each.tool_calls] for each in row.messages[start:end]])
-
-
-def _prompt_and_reply(row: Conversation) -> tuple[str, str]:
-    return prompt_key(row), reply_key(row)
 
 
 def _name(row: Conversation) -> str:
