@@ -118,7 +118,6 @@ EXTRAS = {
     "aiohttp": "data",
     "httptools": "data",
     "pyarrow": "data",
-    "loky": "data",
     "ray": "ray",
 }
 """Optional packages, and the extra of this project that installs each."""

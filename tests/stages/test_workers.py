@@ -54,7 +54,7 @@ class KillAWorker:
         if self.killed or not isinstance(event, Progress) or event.task != self.task or event.done < 200:
             return
         for child in psutil.Process().children(recursive=True):
-            if "loky" in " ".join(child.cmdline()) and "resource_tracker" not in " ".join(child.cmdline()):
+            if "tunesmith.workers.process" in " ".join(child.cmdline()):
                 os.kill(child.pid, signal.SIGKILL)
                 self.killed = child.pid
                 return

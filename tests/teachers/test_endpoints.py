@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import resource
 import json
 from pathlib import Path
 from typing import Any
@@ -131,6 +132,17 @@ async def test_many_random_refusals_end_with_every_answer() -> None:
     assert sum(answer.text == "hello" for answer in answers) == 400
 
 
+@pytest.fixture
+def many_sockets() -> None:
+    """Both ends of a thousand connections are in this process."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < 2500:
+        pytest.skip(f"a process may open {hard} files here, and this needs 2,500")
+    if soft != resource.RLIM_INFINITY and soft < 2500:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (2500, hard))
+
+
+@pytest.mark.usefixtures("many_sockets")
 async def test_spend_stays_within_the_cap_with_a_thousand_in_flight_at_a_real_endpoint(tmp_path: Path) -> None:
     worst = PRICE.cost(len(b"0000") + 16, 50)
     cap = 1200 * worst  # room for a thousand reservations at once

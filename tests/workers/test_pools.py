@@ -69,6 +69,45 @@ def test_a_worker_that_is_killed_loses_nothing(kind: Kind, tmp_path: Path, monke
     assert flag.exists() and os.getpid() not in {process for _, process in results}
 
 
+def test_a_worker_that_is_killed_while_it_answers_loses_nothing(tmp_path: Path):
+    with open_pool("local", 2) as pool:
+        sizes = [10_000, *[50_000] * 8]
+        results = pool.map(partial(work.die_while_it_answers, tmp_path / "died"), sizes)
+        assert [len(each) for each in results] == sizes
+
+
+def test_two_items_for_two_workers_are_worked_on_at_once():
+    with open_pool("local", 2) as pool:
+        assert len(set(pool.map(work.process_id, range(2)))) == 2
+
+
+def test_what_a_program_defines_itself_travels_to_the_workers(tmp_path: Path):
+    program = tmp_path / "program.py"
+    program.write_text(
+        "from tunesmith.workers import open_pool\n"
+        "def twice(number): return 2 * number\n"
+        "with open_pool('local', 2) as pool: print(list(pool.map(twice, range(4))))\n"
+    )
+    assert subprocess.check_output([sys.executable, program], text=True) == "[0, 2, 4, 6]\n"
+
+
+def test_results_and_errors_that_cannot_travel_are_errors_that_name_them():
+    with open_pool("local", 2) as pool:
+        with pytest.raises(TypeError, match="lock"):
+            list(pool.map(work.unable_to_travel, [0]))
+        with pytest.raises(WorkerError, match="Stubborn: and no copy of 3"):
+            list(pool.map(work.unable_to_travel, [3]))
+        assert list(pool.map(work.square, [2])) == [4]
+
+
+def test_a_pool_that_is_closed_early_leaves_no_process():
+    before = workers_of(psutil.Process())
+    with open_pool("local", 2) as pool:
+        assert next(iter(pool.map(work.slow, range(50)))) == 0
+        assert len(workers_of(psutil.Process())) == len(before) + 2
+    assert workers_of(psutil.Process()) == before
+
+
 @pytest.mark.parametrize("kind", ["local", pytest.param("ray", marks=pytest.mark.real)])
 def test_workers_that_always_die_are_an_error_that_says_so(kind: Kind, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("PYTHONPATH", WORKER_PATH)
@@ -78,7 +117,14 @@ def test_workers_that_always_die_are_an_error_that_says_so(kind: Kind, monkeypat
 
 
 def workers_of(process: psutil.Process) -> list[psutil.Process]:
-    return [each for each in process.children() if "loky.backend.popen" in " ".join(each.cmdline())]
+    return [each for each in process.children() if "tunesmith.workers.process" in command_of(each)]
+
+
+def command_of(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:  # it has just ended
+        return ""
 
 
 def is_alive(process: psutil.Process) -> bool:

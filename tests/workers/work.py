@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 import time
 from itertools import count
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 from tunesmith.errors import DataError
@@ -31,6 +33,19 @@ def die_once(flag: Path, number: int) -> tuple[int, int]:
     return number, os.getpid()
 
 
+def die_while_it_answers(flag: Path, size: int) -> bytes:
+    """An answer of so many bytes; the first time, its process is killed when half of that has been written."""
+    if not flag.exists():
+        flag.touch()
+        Connection._send = _write_half_and_die  # type: ignore[attr-defined]
+    return bytes(size)
+
+
+def _write_half_and_die(connection: Connection[bytes, bytes], data: bytes, *_: object) -> None:
+    os.write(connection.fileno(), data[: len(data) // 2])
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
 def die_always(number: int) -> int:
     time.sleep(0.01)
     os.kill(os.getpid(), signal.SIGKILL)
@@ -40,6 +55,24 @@ def die_always(number: int) -> int:
 def slow(number: int) -> int:
     time.sleep(0.02)
     return number
+
+
+def unable_to_travel(number: int) -> object:
+    if number:
+        raise Stubborn(number, "and no copy")
+    return threading.Lock()
+
+
+class Stubborn(Exception):
+    """Cannot be built again from its arguments."""
+
+    def __init__(self, number: int, text: str) -> None:
+        super().__init__(f"{text} of {number}")
+
+
+def process_id(_: int) -> int:
+    time.sleep(0.2)
+    return os.getpid()
 
 
 def later_is_faster(number: int) -> int:

@@ -1,30 +1,40 @@
-"""Workers on this machine: this process, or several that are replaced when they die."""
+"""Workers on this machine: this process, or several that are replaced when they die.
+
+Each worker has a connection of its own. A pipe that workers share, as in the standard library's pool and in loky, keeps
+half a message for ever where a worker is killed while it writes, and everyone waits for the other half.
+"""
 
 from __future__ import annotations
 
-import importlib.util
+import json
 import os
-import signal
-import threading
-import time
+import pickle
+import subprocess
+import sys
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future
-from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import resource_tracker
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import CancelledError, Future
+from contextlib import contextmanager
+from itertools import islice
+from multiprocessing.connection import Connection, Pipe
+from threading import Condition, Thread
 from typing import Any, TypeVar
 
-from tunesmith.errors import MissingExtra, WorkerError
+import cloudpickle
+
+from tunesmith.errors import WorkerError
 
 T = TypeVar("T")
 R = TypeVar("R")
 
-_DEATHS_ALLOWED = 5  # in a row, without one result in between
-_ITEMS_WAITING = 2  # per worker: enough that none is idle, few enough that items may be large
-
-_SECONDS_BETWEEN_LOOKS = 1.0
+_DEATHS_ALLOWED = 5  # over one item
+_ITEMS_WAITING = 2  # per worker: one is worked on, the next lies ready; few enough that items may be large
 
 _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS", "RAYON_NUM_THREADS"), "1")
+_PROGRAM = (
+    "import json, sys; sys.path[:] = json.loads(sys.argv[2]); "
+    "from tunesmith.workers.process import work; work(int(sys.argv[1]))"
+)
 
 
 class ThisProcess:
@@ -38,80 +48,185 @@ class ThisProcess:
 
 
 class Processes:
-    """Processes of this machine, each with one thread, started at the first item.
+    """Processes of this machine, each with one thread, started when there is work for them.
 
-    They come from loky, which needs no `if __name__ == "__main__"` in the program that calls and says so when one dies.
+    They are programs of their own, so that a program that calls needs no `if __name__ == "__main__"`; what it defines
+    itself travels by value. The items of a process that dies are given out again.
     """
 
     def __init__(self, num_workers: int) -> None:
-        if importlib.util.find_spec("loky") is None:
-            raise MissingExtra("loky", "data", "more than one worker process (runtime.num_workers)")
         self._num_workers = num_workers
-        self._executor: Any = None
+        self._queue = _Queue(num_workers)
+        self._keepers = [_Keeper(self._queue) for _ in range(num_workers)]
 
     def map(self, function: Callable[[T], R], items: Iterable[T], /) -> Iterator[R]:
         left = iter(items)
-        waiting: deque[tuple[T, Future[R], Any]] = deque()  # and the executor that has it
-        deaths = 0
-        while True:
-            try:
-                while len(waiting) < _ITEMS_WAITING * self._num_workers:
-                    item = next(left)
-                    waiting.append((item, *self._submit(function, item)))
-            except StopIteration:
-                pass
-            if not waiting:
-                return
-            try:
-                result = waiting[0][1].result()
-            except BrokenProcessPool as error:
-                deaths += 1
-                if deaths > _DEATHS_ALLOWED:
-                    raise WorkerError(
-                        f"worker processes died {deaths} times in a row over the same work ({error})",
-                        where="recipe.runtime.num_workers",
-                        hint="most often the memory was full: give fewer workers, or 1 for none beside this process",
-                    ) from error
-                if self._executor is waiting[0][2]:  # else another map() has replaced it already
-                    self.close()
-                waiting = deque((item, *self._submit(function, item)) for item, _, _ in waiting)
-                continue
-            deaths = 0
-            waiting.popleft()
-            yield result
+        packed = cloudpickle.dumps(function)
+        waiting: deque[_Task] = deque()
+        try:
+            while True:
+                for item in islice(left, _ITEMS_WAITING * self._num_workers - len(waiting)):
+                    waiting.append(_Task(packed, item))
+                    self._queue.put(waiting[-1])
+                if not waiting:
+                    return
+                yield waiting.popleft().result.result()
+        finally:
+            self._queue.drop(waiting)  # what nobody asks for any more
 
     def close(self) -> None:
-        if self._executor is not None:
-            self._executor.shutdown(wait=True, kill_workers=True)
-            self._executor = None
+        self._queue.close()
+        for keeper in self._keepers:
+            keeper.join()
 
-    def _submit(self, function: Callable[[T], R], item: T) -> tuple[Future[R], Any]:
-        # Ctrl-C is for this process, which stops the others. They inherit the mask, so that none dies of it with a
-        # traceback, not even while it starts; here the signal waits.
-        resource_tracker.ensure_running()  # where it starts, it takes the mask away
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+
+class _Task:
+    """One item on its way: what a worker is sent, and where its result arrives."""
+
+    def __init__(self, function: bytes, item: Any) -> None:
+        self.message = pickle.dumps((function, item), protocol=pickle.HIGHEST_PROTOCOL)
+        self.deaths = 0
+        self.result: Future[Any] = Future()
+
+    def finish(self, outcome: bytes) -> None:
         try:
-            if self._executor is None:
-                from loky import ProcessPoolExecutor
+            result, error = pickle.loads(outcome)
+        except Exception as failure:  # noqa: BLE001  whatever a class does where it is built again
+            result, error = None, failure
+        if error is None:
+            self.result.set_result(result)
+        else:
+            self.result.set_exception(error)
 
-                self._executor = ProcessPoolExecutor(
-                    self._num_workers, initializer=_end_with, initargs=(os.getpid(),), env=_ONE_THREAD
+    def give_up(self) -> None:
+        self.result.set_exception(
+            WorkerError(
+                f"worker processes died {self.deaths} times over the same work",
+                where="recipe.runtime.num_workers",
+                hint="most often the memory was full: give fewer workers, or 1 for none beside this process",
+            )
+        )
+
+
+class _Queue:
+    """What the keepers share: tasks that no worker has yet, and the processes to end when the pool is closed."""
+
+    def __init__(self, num_workers: int) -> None:
+        self._changed = Condition()
+        self._tasks: deque[_Task] = deque()
+        self._num_idle = num_workers
+        self._processes: set[subprocess.Popen[bytes]] = set()
+        self.closed = False
+
+    def put(self, task: _Task) -> None:
+        with self._changed:
+            self._tasks.append(task)
+            self._changed.notify()
+
+    def drop(self, tasks: Iterable[_Task]) -> None:
+        with self._changed:
+            for task in tasks:
+                if task in self._tasks:
+                    self._tasks.remove(task)
+
+    def wait(self) -> _Task | None:
+        """The next task, for a worker that has none; None when the pool is closed."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._tasks or self.closed)
+            if self.closed:
+                return None
+            self._num_idle -= 1
+            return self._tasks.popleft()
+
+    def look(self) -> _Task | None:
+        """A task for a worker that has one already, if more are here than idle workers that could begin at once."""
+        with self._changed:
+            return self._tasks.popleft() if len(self._tasks) > self._num_idle else None
+
+    def count_idle(self) -> None:
+        with self._changed:
+            self._num_idle += 1
+
+    def close(self) -> None:
+        with self._changed:
+            self.closed = True
+            while self._tasks:
+                self._tasks.popleft().result.cancel()
+            for process in self._processes:
+                process.kill()  # its keeper sees that the connection ends
+            self._changed.notify_all()
+
+    @contextmanager
+    def process(self) -> Generator[Connection[bytes, bytes]]:
+        """The connection to a new worker, which is killed at the end of the block. EOFError if the pool is closed."""
+        connection, end_of_worker = Pipe()
+        with connection:
+            with end_of_worker, self._changed:
+                if self.closed:
+                    raise EOFError
+                process = subprocess.Popen(
+                    [sys.executable, "-c", _PROGRAM, str(end_of_worker.fileno()), json.dumps(sys.path)],
+                    stdin=subprocess.DEVNULL,
+                    env={**os.environ, **_ONE_THREAD},
+                    pass_fds=(end_of_worker.fileno(),),
+                    process_group=0,  # Ctrl-C is for this process, which ends the others
                 )
-            return self._executor.submit(function, item), self._executor
-        except BrokenProcessPool as error:  # noticed at once: the caller sees it when it asks for the result
-            failed: Future[R] = Future()
-            failed.set_exception(error)
-            return failed, self._executor
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+                self._processes.add(process)
+            try:
+                yield connection
+            finally:
+                with self._changed:
+                    self._processes.discard(process)
+                process.kill()
+                process.wait()
 
 
-def _end_with(parent: int) -> None:
-    """In a worker: end where the process that gives the work was killed, which nothing else would tell."""
+class _Keeper(Thread):
+    """Keeps one worker process at work, and starts another where it dies."""
 
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(_SECONDS_BETWEEN_LOOKS)
-        os._exit(1)
+    def __init__(self, queue: _Queue) -> None:
+        super().__init__(daemon=True, name="tunesmith-worker")
+        self._queue = queue
+        self._given: deque[_Task] = deque()  # to the worker, which answers in this order
+        self.start()
 
-    threading.Thread(target=watch, daemon=True).start()
+    def run(self) -> None:
+        while not self._queue.closed and self._has_work():
+            try:
+                with self._queue.process() as connection:
+                    self._serve(connection)
+            except (EOFError, OSError):
+                if not self._queue.closed:
+                    self._count_death()
+        for task in self._given:
+            task.result.set_exception(CancelledError())
+
+    def _serve(self, connection: Connection[bytes, bytes]) -> None:
+        """Gives work to a process until the pool is closed; EOFError or OSError when the process has died."""
+        num_sent = 0
+        while self._has_work():
+            if len(self._given) < _ITEMS_WAITING and (task := self._queue.look()):
+                self._given.append(task)
+            for task in islice(self._given, num_sent, None):
+                connection.send_bytes(task.message)
+            outcome = connection.recv_bytes()
+            self._given[0].finish(outcome)
+            self._drop_first()
+            num_sent = len(self._given)
+
+    def _has_work(self) -> bool:
+        if not self._given and (task := self._queue.wait()):
+            self._given.append(task)
+        return bool(self._given)
+
+    def _count_death(self) -> None:
+        task = self._given[0]
+        task.deaths += 1
+        if task.deaths > _DEATHS_ALLOWED:
+            task.give_up()
+            self._drop_first()
+
+    def _drop_first(self) -> None:
+        self._given.popleft()
+        if not self._given:
+            self._queue.count_idle()
