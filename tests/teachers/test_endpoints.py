@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import resource
 import json
+import resource
 from pathlib import Path
 from typing import Any
 
