@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from tunesmith.errors import EXTRAS, MissingExtra, RecipeError, StoreError, TunesmithError
 from tunesmith.events import (
@@ -34,6 +34,8 @@ from tunesmith.resolve import ResolvedRecipe
 from tunesmith.store import Identity, Run, Store, open_run, write_atomic
 from tunesmith.types import Artifact, Inputs
 
+T = TypeVar("T")
+
 
 @dataclass(frozen=True)
 class StageSpec:
@@ -44,6 +46,7 @@ class StageSpec:
     needs: tuple[str, ...] = ()
     uses: tuple[str, ...] = ()
     packages: tuple[str, ...] = ()  # of the extras: looked for before the first stage starts
+    stands_for: str | None = None  # a stage whose artifact later stages get this one's for, which is of the same kind
 
     @property
     def module(self) -> str:
@@ -106,7 +109,7 @@ def plan(resolved: ResolvedRecipe, store: Store) -> Plan:
             status = "cached"
         elif identity is not None and store.partial_dir(identity).is_dir():
             status = "resume"
-        made[spec.name] = artifact
+        _hand_on(made, spec, artifact)
         planned.append(PlannedStage(spec, section, status, identity, artifact))
     return Plan(resolved, tuple(planned))
 
@@ -150,8 +153,9 @@ def _execute_run(
         made: dict[str, Artifact] = {}
         for spec, section in stages:
             given = {name: made[name] for name in _inputs_of(spec, made)}
-            made[spec.name] = _execute_stage(spec, section, given, resolved, store, sink)
-            run.link(spec.name, made[spec.name])
+            artifact = _execute_stage(spec, section, given, resolved, store, sink)
+            _hand_on(made, spec, artifact)
+            run.link(spec.name, artifact)
         run.update(status="finished", finished=time.time())
         sink.emit(RunFinished(seconds=time.time() - started))
     except KeyboardInterrupt:
@@ -219,10 +223,16 @@ def _stages_until(recipe: Recipe, until: str | None) -> list[tuple[StageSpec, Se
             f"this recipe has no stage {until!r}", where="--until", hint=f"its stages: {', '.join(names)}"
         )
     needed = {until}
-    for spec, _ in reversed(stages):
-        if spec.name in needed:
-            needed |= {*spec.needs, *spec.uses}
+    for spec, _ in reversed(stages[: names.index(until) + 1]):
+        if spec.name in needed or spec.stands_for in needed:
+            needed |= {spec.name, *spec.needs, *spec.uses}
     return [(spec, section) for spec, section in stages if spec.name in needed]
+
+
+def _hand_on(made: dict[str, T], spec: StageSpec, artifact: T) -> None:
+    made[spec.name] = artifact
+    if spec.stands_for:
+        made[spec.stands_for] = artifact
 
 
 def _inputs_of(spec: StageSpec, made: Mapping[str, Any]) -> tuple[str, ...]:
