@@ -167,7 +167,8 @@ def run_ours(spec_path: Path, result_path: Path) -> None:
     from tunesmith.model.load import load_model
     from tunesmith.recipe import Train
     from tunesmith.training.batches import Samples
-    from tunesmith.training.loop import Pace, train
+    from tunesmith.training.loop import train
+    from tunesmith.training.step import Pace
     from tunesmith.training.precision import choose_precision
 
     rows = [json.loads(line) for line in Path(spec["rows"]).read_text().splitlines()]

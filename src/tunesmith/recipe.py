@@ -162,26 +162,8 @@ class Tokenize(Section):
         return [self.chat_template] if self.chat_template.endswith(".jinja") else []
 
 
-class Train(Section):
-    """How the weights change."""
-
-    method: Literal["lora", "full"] = "lora"
-    """lora = train small added matrices; full = train every weight."""
-
-    loss: str = "cross_entropy"
-    """Which loss of the loss layer is minimised."""
-
-    lora_rank: int = Field(default=16, ge=1, le=8192)
-    """Rank of the added matrices."""
-
-    lora_alpha: float = Field(default=32, gt=0)
-    """Scale of the added matrices: they count alpha / rank."""
-
-    lora_dropout: float = Field(default=0.0, ge=0, lt=1)
-    """Dropout before the added matrices."""
-
-    lora_target_modules: StrList = ("all-linear",)
-    """Names of the linear maps that get an adapter; all-linear = every one except the output head."""
+class Optimisation(Section):
+    """How weights are stepped, whatever is minimised."""
 
     learning_rate: Annotated[float, Field(gt=0, le=1)] | Auto = "auto"
     """Peak learning rate; auto = 2e-4 for lora, 1e-5 for full."""
@@ -215,6 +197,28 @@ class Train(Section):
 
     rng_seed: RngSeed = 17
     """Seed of adapter initialisation, dropout and data order."""
+
+
+class Train(Optimisation):
+    """How the weights change."""
+
+    method: Literal["lora", "full"] = "lora"
+    """lora = train small added matrices; full = train every weight."""
+
+    loss: str = "cross_entropy"
+    """Which loss of the loss layer is minimised."""
+
+    lora_rank: int = Field(default=16, ge=1, le=8192)
+    """Rank of the added matrices."""
+
+    lora_alpha: float = Field(default=32, gt=0)
+    """Scale of the added matrices: they count alpha / rank."""
+
+    lora_dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Dropout before the added matrices."""
+
+    lora_target_modules: StrList = ("all-linear",)
+    """Names of the linear maps that get an adapter; all-linear = every one except the output head."""
 
 
 class Evaluate(Section):

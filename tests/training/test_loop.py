@@ -15,7 +15,9 @@ from tunesmith.events import Metric, Note, Progress
 from tunesmith.model.load import load_model
 from tunesmith.recipe import Train
 from tunesmith.training.batches import Samples
-from tunesmith.training.loop import Pace, Trained, train
+from tunesmith.training.loop import Trained, train
+from tunesmith.training.losses import CrossEntropy
+from tunesmith.training.step import Pace
 
 LENGTHS = [30, 12, 25, 40, 8, 33, 21, 17, 38, 5, 29, 14]
 
@@ -185,10 +187,10 @@ def test_a_gradient_that_is_not_finite_stops_before_the_weights_change(start: An
 
 
 def test_a_loss_of_exactly_zero_stops_and_names_the_rows(start: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    def nothing(hidden: Any, weight: Any, bias: Any, targets: Any) -> Any:
-        return hidden.sum() * 0.0
+    def nothing(loss: Any, head: Any, hidden: Any, batch: Any) -> Any:
+        return hidden.sum() * 0.0, {}
 
-    monkeypatch.setattr("tunesmith.training.losses.cross_entropy", nothing)
+    monkeypatch.setattr(CrossEntropy, "__call__", nothing)
     with pytest.raises(TrainingError, match="exactly 0, so nothing can be learnt at step 1") as caught:
         start("zero")
     assert "row-" in caught.value.message

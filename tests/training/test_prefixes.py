@@ -15,7 +15,6 @@ from small_models import build_model
 from tunesmith.model.load import load_model
 from tunesmith.training.attention import attend, build_segments
 from tunesmith.training.batches import Samples, build_batch
-from tunesmith.training.losses import cross_entropy
 from tunesmith.training.prefixes import lay_as_trie, lay_end_to_end
 from tunesmith.training.probing import draws_dropout, hidden_states, output_head, varlen_forward
 
@@ -152,7 +151,7 @@ def test_loss_and_every_gradient_are_those_of_samples_end_to_end(
         batch = build_batch(chat_samples(), range(5), CPU, share_prefixes=share)
         with varlen_forward(model):
             hidden = hidden_states(model, batch)
-            loss = cross_entropy(hidden[batch.rows], *output_head(model), batch.targets)
+            loss = output_head(model).negative_log_likelihood(hidden[batch.rows], batch.targets)
             loss.backward()
         found.append((float(loss.detach()), {n: p.grad for n, p in model.named_parameters() if p.grad is not None}))
         model.zero_grad(set_to_none=True)

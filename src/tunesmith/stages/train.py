@@ -28,10 +28,12 @@ from tunesmith.stages.tokenize import ROWS, SAMPLES, TASK, TEMPLATE, TokenizedRo
 from tunesmith.store import SCRATCH, write_atomic
 from tunesmith.text.jsonl import read_records, write_records
 from tunesmith.training.batches import Samples, load_samples
-from tunesmith.training.loop import Pace, Trained, train
+from tunesmith.training.loop import Trained, train
+from tunesmith.training.losses import LOSSES
 from tunesmith.training.precision import choose_precision
 from tunesmith.training.probing import probe_model
 from tunesmith.training.saving import check_saved_adapter, check_saved_model, first_sample, save_full_model
+from tunesmith.training.step import Pace
 from tunesmith.types import Artifact, Inputs, Outcome
 
 LOSSES_FILE = "losses.jsonl"
@@ -45,6 +47,7 @@ def run(section: Train, inputs: Inputs, out_dir: Path, ctx: Context) -> Outcome:
     base_dir = base_model_path(base)
     runtime: Runtime = ctx.runtime
     device = choose_device(runtime.device)
+    loss = LOSSES.load(section.loss, where="recipe.train.loss")(section)
     with _threads(runtime):
         config = read_config(base_dir)
         width = int(config.get("hidden_size") or 1024)
@@ -66,6 +69,7 @@ def run(section: Train, inputs: Inputs, out_dir: Path, ctx: Context) -> Outcome:
             checkpoint_dir=out_dir / SCRATCH / "checkpoints",
             metrics_path=out_dir / METRICS_FILE,
             events=ctx.events,
+            loss=loss,
         )
         _save(model, adapter, trained, samples, base_dir, out_dir)
     _report(trained, ctx)

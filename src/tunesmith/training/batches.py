@@ -8,10 +8,11 @@ Legend: R rows of tokens, N supervised tokens to predict, S samples.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,16 +27,24 @@ from tunesmith.training.prefixes import WORTH_IT, Layout, lay_as_trie, lay_end_t
 
 @dataclass(frozen=True)
 class Samples:
-    """Every training sample, end to end."""
+    """Every training sample, end to end; those that a loss must see together (a pair, the answers to one prompt) one
+    after another, as a group."""
 
     input_ids: NDArray[np.integer]  # (sum of lengths,)
     loss_mask: NDArray[np.integer]  # (sum of lengths,) 1 where the token is a training target
     lengths: NDArray[np.int64]  # (S,)
     ids: tuple[str, ...]  # row id of each sample, for messages
+    loss_weights: NDArray[np.float32] | None = None  # (sum of lengths,) what a target counts; None = 1
+    group_sizes: NDArray[np.int64] | None = None  # (G,) samples of each group; None = every sample by itself
+    columns: Mapping[str, NDArray[np.floating]] = field(
+        default_factory=dict
+    )  # (S,) each: what a loss knows of a sample
+    token_columns: Mapping[str, NDArray[np.floating]] = field(default_factory=dict)  # (sum of lengths,) or of a token
 
     def __post_init__(self) -> None:
         total = int(self.lengths.sum())
-        shapes = {len(self.input_ids), len(self.loss_mask), total}
+        weights = () if self.loss_weights is None else (len(self.loss_weights),)
+        shapes = {len(self.input_ids), len(self.loss_mask), total, *weights, *map(len, self.token_columns.values())}
         if len(shapes) != 1 or len(self.ids) != len(self.lengths):
             raise DataError(
                 f"{len(self.input_ids)} input_ids, {len(self.loss_mask)} mask values and {len(self.ids)} rows do not "
@@ -43,6 +52,8 @@ class Samples:
             )
         if not total:
             raise DataError("there is no sample to train on")
+        if self.group_sizes is not None and int(self.group_sizes.sum()) != len(self.lengths):
+            raise DataError(f"groups of {int(self.group_sizes.sum())} samples in all do not hold {len(self.lengths)}")
 
     def rows(self, index: int) -> slice:
         """Where a sample lies."""
@@ -60,10 +71,41 @@ class Samples:
         starts = self.ends - self.lengths
         return np.add.reduceat(self.loss_mask.astype(np.int64), starts) - self.loss_mask[starts].astype(np.int64)
 
+    @cached_property
+    def target_weights(self) -> NDArray[np.float64]:
+        """(S,) what the predicted tokens of each sample count in all; num_targets where nothing is weighted."""
+        if self.loss_weights is None:
+            return self.num_targets.astype(np.float64)
+        counted = self.loss_weights.astype(np.float64) * (self.loss_mask != 0)
+        starts = self.ends - self.lengths
+        return np.add.reduceat(counted, starts) - counted[starts]
+
+    @cached_property
+    def groups(self) -> tuple[range, ...]:
+        """Sample indices of each group."""
+        sizes = np.ones(len(self.lengths), np.int64) if self.group_sizes is None else self.group_sizes
+        ends = np.cumsum(sizes)
+        return tuple(range(end - size, end) for size, end in zip(sizes.tolist(), ends.tolist(), strict=True))
+
+    @cached_property
+    def group_lengths(self) -> NDArray[np.int64]:
+        """(G,) tokens of each group, what its samples begin with in common counted once: the rows it takes at least."""
+        if self.group_sizes is None:
+            return self.lengths
+        return np.array([self._rows_of(group) for group in self.groups], dtype=np.int64)
+
+    def _rows_of(self, group: range) -> int:
+        sequences = [self.input_ids[self.rows(index)] for index in group]
+        shortest = min(map(len, sequences))
+        stacked = np.stack([ids[:shortest] for ids in sequences])
+        different = np.flatnonzero((stacked != stacked[0]).any(0))
+        shared = int(different[0]) if len(different) else shortest
+        return sum(map(len, sequences)) - shared * (len(group) - 1)
+
 
 @dataclass(frozen=True)
 class Batch:
-    """What one forward pass reads."""
+    """What one forward pass reads. Supervised rows stand sample by sample, in the order of `samples`."""
 
     input_ids: torch.Tensor  # (1, R)
     position_ids: torch.Tensor  # (1, R), restart at 0 with every sample
@@ -72,16 +114,36 @@ class Batch:
     targets: torch.Tensor  # (N,) what they should predict
     samples: tuple[int, ...]  # indices into Samples
     num_tokens: int  # real tokens of the samples; at least R
+    row_weights: torch.Tensor | None = None  # (N,) fp32
+    num_rows: tuple[int, ...] = ()  # supervised rows of each sample
+    columns: Mapping[str, torch.Tensor] = field(default_factory=dict)  # (samples,) each, fp32
+    token_columns: Mapping[str, torch.Tensor] = field(default_factory=dict)  # (N,) each, fp32
+
+    @cached_property
+    def sample_of_row(self) -> torch.Tensor:
+        """(N,) place in `samples` of the sample that each supervised row belongs to."""
+        sizes = torch.tensor(self.num_rows, device=self.rows.device)
+        return torch.repeat_interleave(torch.arange(len(sizes), device=self.rows.device), sizes)
+
+    def sum_by_sample(self, values: torch.Tensor) -> torch.Tensor:
+        """(N,) values of supervised rows -> (samples,) their sums."""
+        return values.new_zeros(len(self.samples)).index_add(0, self.sample_of_row, values)
 
 
 def load_samples(path: Path, ids: Sequence[str]) -> Samples:
     """Samples of a tokenized artifact. DataError where the file is damaged, holds nothing, or a sample has no target."""
     try:
         arrays = load_file(path)
-        samples = Samples(arrays["input_ids"], arrays["loss_mask"], arrays["lengths"].astype(np.int64), tuple(ids))
+        samples = Samples(
+            arrays["input_ids"],
+            arrays["loss_mask"],
+            arrays["lengths"].astype(np.int64),
+            tuple(ids),
+            loss_weights=arrays.get("loss_weights"),
+        )
     except (SafetensorError, KeyError, OSError) as error:
         raise DataError(f"the samples cannot be read: {error}", where=str(path)) from error
-    empty = np.flatnonzero(samples.num_targets < 1)
+    empty = np.flatnonzero(samples.target_weights <= 0)
     if len(empty):
         raise DataError(
             f"{len(empty)} samples have no supervised token, first row {samples.ids[int(empty[0])]}", where=str(path)
@@ -97,20 +159,29 @@ def build_batch(samples: Samples, indices: Sequence[int], device: torch.device, 
     order = sorted(indices, key=lambda index: (int(samples.lengths[index]), index))
     layout = _lay([samples.input_ids[samples.rows(index)] for index in order], share_prefixes)
     rows: list[NDArray[np.int64]] = []
-    targets: list[NDArray[np.integer]] = []
+    places: list[NDArray[np.int64]] = []  # of the targets, in the arrays of `samples`
     for index, row_of in zip(order, layout.row_of, strict=True):
         place = samples.rows(index)
         predicted = np.flatnonzero(samples.loss_mask[place][1:])  # token t + 1 is predicted by the row of token t
         rows.append(row_of[predicted])
-        targets.append(samples.input_ids[place][predicted + 1])
+        places.append(predicted + place.start + 1)
+    at = np.concatenate(places)
+
+    def take(values: NDArray[Any], where: NDArray[np.int64] | list[int], kind: type) -> torch.Tensor:
+        return torch.from_numpy(values[where].astype(kind)).to(device)
+
     return Batch(
         input_ids=torch.from_numpy(layout.input_ids)[None].to(device),
         position_ids=torch.from_numpy(layout.position_ids)[None].to(device),
         segments=layout.segments,
         rows=torch.from_numpy(np.concatenate(rows)).to(device),
-        targets=torch.from_numpy(np.concatenate(targets).astype(np.int64)).to(device),
+        targets=take(samples.input_ids, at, np.int64),
         samples=tuple(order),
         num_tokens=int(samples.lengths[order].sum()),
+        row_weights=None if samples.loss_weights is None else take(samples.loss_weights, at, np.float32),
+        num_rows=tuple(len(each) for each in rows),
+        columns={name: take(values, order, np.float32) for name, values in samples.columns.items()},
+        token_columns={name: take(values, at, np.float32) for name, values in samples.token_columns.items()},
     )
 
 

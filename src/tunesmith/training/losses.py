@@ -1,87 +1,56 @@
-"""The loss layer: hidden states of the rows that predict something go in, one summed loss comes out.
+"""What one optimiser step minimises: a sum over a batch, and what the step divides it by.
 
-Only supervised rows go through the output head. Sums, not means: the caller divides by the number of supervised tokens of
-the whole optimiser step, so accumulation, packing and ranks cannot change what a token counts. Refuses to know models,
-batches and schedules.
+Sums, not means: the unit (a supervised token, a pair, a sample) is counted over the whole optimiser step before its first
+forward pass, so accumulation, packing and ranks cannot change what it counts. Refuses to know models and schedules.
 
-Legend: N supervised rows, V vocabulary, D width.
+Legend: N supervised rows of a batch, D width, B samples of a batch.
 """
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from collections.abc import Mapping, Sequence
+from typing import Protocol
 
 import torch
-import torch.nn.functional as F
 
+from tunesmith.recipe import Optimisation
 from tunesmith.registry import Registry
+from tunesmith.training.batches import Batch, Samples
+from tunesmith.training.head import Head
 
-_LOGITS_BYTES = {"cpu": 32 << 20, "cuda": 512 << 20}
-"""fp32 logits formed at once. On a CPU they should stay in the last-level cache: 448 rows of 49,152 take 357 ms in
-chunks of 128 rows, 381 ms at once, 364 ms in chunks of 64."""
+Sums = Mapping[str, float]
+"""What a loss says beside its value: sums over the batch, of which the step reports the mean per unit."""
 
 
 class Loss(Protocol):
-    """hidden (N, D), weight (V, D), bias (V,) or None, targets (N,) -> summed loss, a scalar in fp32."""
+    """What is minimised."""
 
-    def __call__(
-        self, hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, targets: torch.Tensor
-    ) -> torch.Tensor: ...
+    may_be_zero: bool  # False: a loss of exactly 0 means that something is wrong
 
+    def units(self, samples: Samples, indices: Sequence[int]) -> float:
+        """What a step over these samples divides its sum by."""
+        ...
 
-LOSSES = Registry("loss", {"cross_entropy": "tunesmith.training.losses:cross_entropy"})
-
-
-def cross_entropy(
-    hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, targets: torch.Tensor
-) -> torch.Tensor:
-    """Sum over rows of -log softmax(W h + b)[target].
-
-    Matrix products in the model's dtype, soft-max and log-sum-exp in fp32. The gradient is formed in the forward pass,
-    chunk by chunk, so the logits never exist as a whole and nothing is recomputed. No rows: zero, tied to the graph.
-    """
-    return _CrossEntropy.apply(hidden, weight, bias, targets)  # pyright: ignore[reportReturnType]
+    def __call__(self, head: Head, hidden: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, Sums]:
+        """hidden (N, D) of the batch's supervised rows -> (summed loss, a scalar in fp32; what else it measured)."""
+        ...
 
 
-class _CrossEntropy(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, targets: torch.Tensor
-    ) -> torch.Tensor:
-        needs_hidden, needs_weight, needs_bias, _ = ctx.needs_input_grad
-        total = torch.zeros((), dtype=torch.float32, device=hidden.device)
-        grad_hidden = torch.empty_like(hidden) if needs_hidden else None
-        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if needs_weight else None
-        grad_bias = torch.zeros_like(bias, dtype=torch.float32) if needs_bias and bias is not None else None
-        chunk = max(_LOGITS_BYTES.get(hidden.device.type, 64 << 20) // (4 * weight.shape[0]), 1)
-        for start in range(0, len(targets), chunk):
-            rows = slice(start, start + chunk)
-            h, target = hidden[rows], targets[rows, None]
-            logits = F.linear(h, weight, bias).float()  # (n, V)
-            largest, picked = logits.amax(-1), logits.gather(1, target)[:, 0]
-            probabilities = torch.softmax(logits, -1)
-            # The largest probability is at least 1 / V, so its logarithm is exact to fp32: log-sum-exp without
-            # another pass of exponentials (torch.logsumexp takes 400 ms where the soft-max takes 60).
-            log_sum = largest - probabilities.amax(-1).log()
-            total += (log_sum - picked).sum()
-            if grad_hidden is None and grad_weight is None:
-                continue
-            probabilities.scatter_add_(1, target, torch.full_like(target, -1, dtype=torch.float32))
-            if grad_bias is not None:
-                grad_bias += probabilities.sum(0)
-            grad_logits = probabilities.to(hidden.dtype)
-            if grad_hidden is not None:
-                torch.mm(grad_logits, weight, out=grad_hidden[rows])
-            if grad_weight is not None:
-                grad_weight += grad_logits.t() @ h
-        ctx.save_for_backward(*(g for g in (grad_hidden, grad_weight, grad_bias) if g is not None))
-        ctx.present = tuple(g is not None for g in (grad_hidden, grad_weight, grad_bias))
-        ctx.dtype = weight.dtype
-        return total
+LOSSES = Registry("loss", {"cross_entropy": "tunesmith.training.losses:CrossEntropy"})
+"""Name -> class, built with the recipe's section."""
 
-    @staticmethod
-    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        saved = iter(ctx.saved_tensors)
-        hidden, weight, bias = (next(saved) if there else None for there in ctx.present)
-        scaled = [None if g is None else (g * grads[0]).to(ctx.dtype) for g in (hidden, weight, bias)]
-        return (*scaled, None)
+
+class CrossEntropy:
+    """-log p of every supervised token, times its weight (C-RLFT, Wang et al. 2023, arXiv 2309.11235, eq. 7: the class
+    of a row's source decides what it counts); the mean is by weight."""
+
+    may_be_zero = False
+
+    def __init__(self, section: Optimisation | None = None) -> None:
+        del section  # nothing of it changes the formula
+
+    def units(self, samples: Samples, indices: Sequence[int]) -> float:
+        return float(samples.target_weights[list(indices)].sum())
+
+    def __call__(self, head: Head, hidden: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, Sums]:
+        return head.negative_log_likelihood(hidden, batch.targets, batch.row_weights), {}

@@ -8,12 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from transformers import PreTrainedModel
 
 from tunesmith.training.batches import Samples, build_batch
-from tunesmith.training.losses import cross_entropy
 from tunesmith.training.probing import hidden_states, output_head, varlen_forward
 
 _TOKENS_AT_ONCE = 2048
@@ -37,21 +35,15 @@ def measure_losses(
     No sample sees another; its value depends on its neighbours only as far as a matrix product rounds.
     """
     device = next(model.parameters()).device
-    weight, bias = output_head(model)
-    weight, bias = (
-        weight.detach(),
-        bias if bias is None else bias.detach(),
-    )  # a loss forms the gradients it is asked for
+    head = output_head(model).detach()
     losses: dict[int, TokenLoss] = {}
     with varlen_forward(model):
         for indices in _groups(samples):
             batch = build_batch(samples, indices, device, share_prefixes=True)
             hidden = hidden_states(model, batch)
-            ends = np.cumsum(samples.num_targets[list(batch.samples)])
-            for index, start, end in zip(batch.samples, [0, *ends], ends, strict=False):
-                rows, targets = batch.rows[start:end], batch.targets[start:end]
-                total = float(cross_entropy(hidden[rows], weight, bias, targets)) if end > start else 0.0
-                losses[index] = TokenLoss(total, int(end - start))
+            totals = batch.sum_by_sample(-head.log_probs(hidden[batch.rows], batch.targets)).tolist()
+            for index, total, count in zip(batch.samples, totals, batch.num_rows, strict=True):
+                losses[index] = TokenLoss(total, count)
                 on_done(index, losses[index])
     return [losses[index] for index in range(len(samples.lengths))]
 

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from tunesmith.errors import ModelError, TrainingError
 from tunesmith.training.attention import NAME, build_segments
 from tunesmith.training.batches import Batch
+from tunesmith.training.head import Head
 from tunesmith.training.kernels import restore_layers, swap_norms
 
 _TOLERANCE = {torch.float32: (1e-4, 1e-3), torch.float16: (1e-2, 0.1), torch.bfloat16: (1e-2, 0.3)}
@@ -55,12 +56,12 @@ def draws_dropout(model: nn.Module) -> bool:
     return any(isinstance(rate, float) and rate > 0 for rate in rates)
 
 
-def output_head(model: PreTrainedModel) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Weight (V, D) and bias (V,) or None of the output head."""
+def output_head(model: PreTrainedModel) -> Head:
+    """The model's output head. ModelError where it is no linear map."""
     head: Any = model.get_output_embeddings()
     if head is None or not isinstance(head, nn.Linear):
         raise ModelError(f"{type(model).__name__} has no linear output head", hint="choose a causal language model")
-    return head.weight, head.bias
+    return Head(head.weight, head.bias)
 
 
 @torch.no_grad()
@@ -74,7 +75,7 @@ def probe_model(model: PreTrainedModel) -> None:
     second = (torch.arange(_PROBE_TOKENS) * 5 + 3) % model.config.vocab_size
     training = model.training
     model.eval()
-    weight, bias = output_head(model)
+    head_map = output_head(model)
     logits = model(input_ids=first[None].to(device), use_cache=False).logits[0]
     decoder: Any = model.get_decoder()
     own = decoder(input_ids=first[None].to(device), use_cache=False).last_hidden_state[0]
@@ -87,8 +88,8 @@ def probe_model(model: PreTrainedModel) -> None:
     if not torch.equal(ours, disturbed):
         raise ModelError(f"{name}: a packed sample can see its neighbour", hint="choose another model")
     hint = "its attention or output head has a form that training does not compute yet; choose another model"
-    head_limit, body_limit = _TOLERANCE[weight.dtype]
-    head = _relative_difference(nn.functional.linear(own, weight, bias), logits)
+    head_limit, body_limit = _TOLERANCE[head_map.weight.dtype]
+    head = _relative_difference(nn.functional.linear(own, head_map.weight, head_map.bias), logits)
     if not head <= head_limit:
         raise ModelError(f"{name}: its logits are no linear map of its last layer ({head:.1%} apart)", hint=hint)
     body = _relative_difference(ours, own)

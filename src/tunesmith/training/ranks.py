@@ -1,0 +1,91 @@
+"""The processes of one training: which one this is, and sums over all of them.
+
+One program runs on every rank (torchrun starts them); a single process is rank 0 of 1 and sums nothing. Refuses to know
+models and data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
+
+_BUCKET_NUMBERS = 16 << 20  # fp32 numbers summed at once: 64 MB
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among those that train together."""
+
+    rank: int = 0
+    size: int = 1
+
+    @classmethod
+    def current(cls) -> Ranks:
+        """As torch.distributed has it; alone where that was not started."""
+        if dist.is_available() and dist.is_initialized():
+            return cls(dist.get_rank(), dist.get_world_size())
+        return cls()
+
+    @property
+    def is_first(self) -> bool:
+        """The one that writes files and speaks."""
+        return self.rank == 0
+
+    def share(self, packs: Sequence[tuple[int, ...]], lengths: NDArray[np.int64]) -> list[tuple[int, ...]]:
+        """This rank's packs of a step: the dearest pack first, each to the rank with the least work so far.
+
+        lengths: tokens of each sample. The cost of a pack is its tokens plus its attention, which grows with the square of
+        a sample's length; a token's other work counts as much as the attention over about 4,096 others.
+        """
+        if self.size == 1:
+            return list(packs)
+        costs = [float((lengths[list(pack)] * (1 + lengths[list(pack)] / 4096)).sum()) for pack in packs]
+        work = [0.0] * self.size
+        mine: list[int] = []
+        for index in sorted(range(len(packs)), key=lambda index: (-costs[index], index)):
+            rank = work.index(min(work))
+            work[rank] += costs[index]
+            if rank == self.rank:
+                mine.append(index)
+        return [packs[index] for index in sorted(mine)]
+
+    def sum(self, values: Sequence[float]) -> list[float]:
+        """Of every number, over all ranks."""
+        if self.size == 1:
+            return list(values)
+        device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+        tensor = torch.tensor(values, dtype=torch.float64, device=device)
+        dist.all_reduce(tensor)
+        return tensor.tolist()
+
+    def sum_gradients(self, weights: Iterable[torch.Tensor]) -> None:
+        """The gradients of fp32 weights, over all ranks; a rank that has none adds nothing. The same order on each."""
+        if self.size == 1:
+            return
+        bucket: list[torch.Tensor] = []
+        for weight in weights:
+            if weight.grad is None:
+                weight.grad = torch.zeros_like(weight)
+            bucket.append(weight.grad)
+            if sum(grad.numel() for grad in bucket) >= _BUCKET_NUMBERS:
+                _sum_bucket(bucket)
+                bucket = []
+        if bucket:
+            _sum_bucket(bucket)
+
+    def wait(self) -> None:
+        """Until every rank is here."""
+        if self.size > 1:
+            dist.barrier()
+
+
+def _sum_bucket(gradients: Sequence[torch.Tensor]) -> None:
+    flat = torch.cat([grad.reshape(-1) for grad in gradients])
+    dist.all_reduce(flat)
+    for grad, part in zip(gradients, flat.split([grad.numel() for grad in gradients]), strict=True):
+        grad.copy_(part.view_as(grad))
