@@ -168,8 +168,9 @@ def run_ours(spec_path: Path, result_path: Path) -> None:
     from tunesmith.recipe import Train
     from tunesmith.training.batches import Samples
     from tunesmith.training.loop import train
-    from tunesmith.training.step import Pace
+    from tunesmith.training.losses import CrossEntropy
     from tunesmith.training.precision import choose_precision
+    from tunesmith.training.step import Pace
 
     rows = [json.loads(line) for line in Path(spec["rows"]).read_text().splitlines()]
     samples = Samples(
@@ -206,6 +207,7 @@ def run_ours(spec_path: Path, result_path: Path) -> None:
             checkpoint_dir=Path(folder) / "checkpoints",
             metrics_path=Path(folder) / "metrics.jsonl",
             events=CallbackSink(watch),
+            loss=CrossEntropy(),
         )
         seconds = time.perf_counter() - started
     result = {

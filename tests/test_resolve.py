@@ -66,7 +66,7 @@ BAD = [
     ("wrong type", "train:\n  num_epochs: many\n", "recipe.train.num_epochs", "Passes over the data"),
     ("neither number nor auto", "train:\n  learning_rate: fast\n", "or 'auto'", "Peak learning rate"),
     ("line is named", "curate:\n  blacklist: []\n  min_prompt_word: 2\n", "recipe.yaml:7", "min_prompt_words"),
-    ("wrong choice", "train:\n  method: qlora\n", "'lora' or 'full'", "lora = train small"),
+    ("wrong choice", "train:\n  method: ia3\n", "'lora', 'dora', 'qlora' or 'full'", "lora = train small"),
     ("infinite fraction", "ingest2: 1\n", "recipe.ingest2", "did you mean `ingest`?"),
     (
         "key in the recipe",

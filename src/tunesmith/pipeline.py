@@ -31,6 +31,7 @@ from tunesmith.hashing import digest_file, digest_json
 from tunesmith.protocols import Context, EventSink
 from tunesmith.recipe import Recipe, Section
 from tunesmith.resolve import ResolvedRecipe
+from tunesmith.sinks.report import ReportSink, check_trackers, tracked_run
 from tunesmith.store import Identity, Run, Store, open_run, write_atomic
 from tunesmith.types import Artifact, Inputs
 
@@ -58,11 +59,21 @@ _MODELS = ("torch", "numpy", "transformers", "tokenizers", "safetensors", "peft"
 
 STAGES: tuple[StageSpec, ...] = (
     StageSpec("ingest", 2),
-    StageSpec("generate", 2, needs=("ingest",)),
+    StageSpec("generate", 3, needs=("ingest",)),
     StageSpec("curate", 3, needs=("ingest",), uses=("generate",)),
     StageSpec("base_model", 1, packages=_MODELS),
+    StageSpec("pretrain", 1, needs=("base_model",), stands_for="base_model", packages=_MODELS),
     StageSpec("tokenize", 1, needs=("curate", "base_model"), packages=_MODELS),
     StageSpec("train", 1, needs=("tokenize", "base_model"), packages=_MODELS),
+    StageSpec("prefer", 1, needs=("train", "tokenize", "curate", "base_model"), packages=_MODELS),
+    StageSpec(
+        "align",
+        1,
+        needs=("train", "tokenize", "curate", "ingest", "base_model"),
+        uses=("prefer",),
+        packages=_MODELS,
+        stands_for="train",
+    ),
     StageSpec("evaluate", 2, needs=("train", "curate", "base_model"), packages=_MODELS),
     StageSpec("export", 1, needs=("train", "curate", "base_model"), uses=("evaluate",), packages=_MODELS),
 )
@@ -122,6 +133,7 @@ def execute(resolved: ResolvedRecipe, store: Store, events: EventSink, until: st
     """
     stages = _stages_until(resolved.recipe, until)
     _check_packages(stages)
+    check_trackers(resolved.recipe.runtime.report_to)
     store.create()
     run = open_run(store, resolved.recipe.name, digest_json(resolved.recipe.model_dump(mode="json")))
     with store.lock_run(run):
@@ -145,7 +157,15 @@ def _execute_run(
     write_atomic(run.path / "recipe.yaml", resolved.as_written.encode())
     write_atomic(run.path / "recipe.resolved.yaml", resolved.as_yaml().encode())
     log = JsonlSink(run.events_path)
-    sink = FanOut([log, events])
+    told = FanOut([log, events])
+    reports = ReportSink(
+        resolved.recipe.runtime.report_to,
+        tracked_run(
+            run.path, resolved.recipe.name, run.info.get("created", 0.0), resolved.recipe.model_dump(mode="json")
+        ),
+        told,
+    )
+    sink = FanOut([told, reports])
     started = time.time()
     try:
         run.update(status="running", stages=[spec.name for spec, _ in stages])
@@ -165,6 +185,7 @@ def _execute_run(
         run.update(status="failed")
         raise
     finally:
+        reports.close()
         log.close()
     return run
 
@@ -227,6 +248,12 @@ def _stages_until(recipe: Recipe, until: str | None) -> list[tuple[StageSpec, Se
         if spec.name in needed or spec.stands_for in needed:
             needed |= {spec.name, *spec.needs, *spec.uses}
     return [(spec, section) for spec, section in stages if spec.name in needed]
+
+
+def artifact_in_force(run: Run, stage: str) -> Artifact | None:
+    """What a finished run's later stages got for this stage: its own artifact, or that of the one that stood for it."""
+    names = [spec.name for spec in STAGES if spec.stands_for == stage]
+    return next((found for name in reversed(names) if (found := run.artifact(name))), None) or run.artifact(stage)
 
 
 def _hand_on(made: dict[str, T], spec: StageSpec, artifact: T) -> None:

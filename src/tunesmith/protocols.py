@@ -1,6 +1,6 @@
 """The extension points: what a member must look like, and the registries that find it. Nothing to inherit.
 
-Kinds: readers, generators, teachers, filters, templates, losses, metrics, exporters, engines, stages.
+Kinds: readers, generators, teachers, filters, templates, losses, metrics, rewards, exporters, engines, stages.
 Stages (floor 4) introduce members of different kinds to each other; the members meet only through this file.
 """
 
@@ -17,8 +17,10 @@ from tunesmith.types import (
     Example,
     Excluded,
     Inputs,
+    Message,
     Outcome,
     SamplingParams,
+    Score,
     Task,
     TeacherRequest,
 )
@@ -113,6 +115,38 @@ class FilterContext:
     ask_all: Callable[[Sequence[TeacherRequest]], Sequence[Completion]]  # the judge, behind its ledger
     num_threads: int
     scratch: Path | None = None  # folder for temporary files, which may be large; None = the system's
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """An answer that wants a reward: what was asked, what the model wrote, and the answer of the data where there is one."""
+
+    prompt: Sequence[Message]
+    completion: str
+    reference: str | None = None
+
+
+class Reward(Protocol):
+    """Says how good answers are. A score of None is an answer that could not be scored, with the reason in `explanation`:
+    it is counted and left out, never taken for 0."""
+
+    def __call__(self, attempts: Sequence[Attempt], /) -> Sequence[Score]:
+        """One score per attempt, in their order. An attempt's score depends on no other one."""
+        ...
+
+
+@dataclass(frozen=True)
+class RewardContext:
+    """What a reward may use beside its options. The stage builds it; models open when first asked."""
+
+    task: Task
+    references: Sequence[str]  # answers of the data, from which fields are told where the schema leaves them open
+    files: Mapping[str, Path]  # those the options name, by the name as written
+    ask_all: Callable[[Sequence[TeacherRequest]], Sequence[Completion]]  # the judge, behind its ledger
+    open_reward_model: Callable[
+        [Path], Callable[[Sequence[Attempt]], Sequence[float]]
+    ]  # a checkpoint's folder -> scores
+    where: str = "recipe.align.rewards"  # recipe path of the list, for messages
 
 
 class NoveltyIndex(Protocol):

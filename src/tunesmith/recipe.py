@@ -14,9 +14,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from tunesmith.recipe_align import Align, Prefer
 from tunesmith.recipe_filter_list import FilterList
+from tunesmith.recipe_optimisation import Optimisation
+from tunesmith.recipe_pretrain import Pretrain
 from tunesmith.recipe_teaching import Generate, TeacherSection
-from tunesmith.section import Auto, RngSeed, Section, StrList
+from tunesmith.section import Auto, RngSeed, Section, StrList, as_list
 
 _SAMPLED = re.compile(r"(.+)#(\d+)\Z", re.DOTALL)
 
@@ -35,6 +38,21 @@ class BaseModelSection(Section):
 
     revision: str | None = None
     """Commit or tag of a hub id; none = the newest at fetch time, which is then recorded."""
+
+    context_length: int | None = Field(default=None, ge=8)
+    """Tokens the model is to read; none = as many as it does. More than that needs `rope_scaling`."""
+
+    rope_scaling: Literal["none", "linear", "dynamic", "yarn", "extrapolate"] = "none"
+    """How its rotary positions reach `context_length`: see docs/longer-context.md."""
+
+    add_tokens: StrList = ()
+    """New special tokens, such as `<|end_of_turn|>`; their rows begin as the mean of all rows."""
+
+    @model_validator(mode="after")
+    def _scaling_has_a_length(self) -> BaseModelSection:
+        if self.rope_scaling != "none" and self.context_length is None:
+            raise ValueError(f"`rope_scaling: {self.rope_scaling}` reaches a length: add `context_length`")
+        return self
 
 
 class Ingest(Section):
@@ -162,48 +180,12 @@ class Tokenize(Section):
         return [self.chat_template] if self.chat_template.endswith(".jinja") else []
 
 
-class Optimisation(Section):
-    """How weights are stepped, whatever is minimised."""
-
-    learning_rate: Annotated[float, Field(gt=0, le=1)] | Auto = "auto"
-    """Peak learning rate; auto = 2e-4 for lora, 1e-5 for full."""
-
-    lr_schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    """How the learning rate falls after warm-up."""
-
-    warmup_ratio: float = Field(default=0.03, ge=0, lt=1)
-    """Share of the steps over which the learning rate rises."""
-
-    num_epochs: float = Field(default=3, gt=0, le=10_000)
-    """Passes over the data."""
-
-    max_steps: int | None = Field(default=None, ge=1)
-    """Stop after this many optimiser steps, whatever num_epochs says."""
-
-    global_batch_size: int = Field(default=1, ge=1)
-    """Packs per optimiser step, all devices together."""
-
-    weight_decay: float = Field(default=0.0, ge=0)
-    """AdamW weight decay."""
-
-    adam_beta1: float = Field(default=0.9, ge=0, lt=1)
-    """AdamW first moment decay."""
-
-    adam_beta2: float = Field(default=0.999, ge=0, lt=1)
-    """AdamW second moment decay."""
-
-    max_grad_norm: float = Field(default=1.0, gt=0)
-    """Gradients are scaled down to this norm."""
-
-    rng_seed: RngSeed = 17
-    """Seed of adapter initialisation, dropout and data order."""
-
-
 class Train(Optimisation):
     """How the weights change."""
 
-    method: Literal["lora", "full"] = "lora"
-    """lora = train small added matrices; full = train every weight."""
+    method: Literal["lora", "dora", "qlora", "full"] = "lora"
+    """lora = train small added matrices; dora = and the length of every row; qlora = lora beside a base in 4 bits (needs
+    a CUDA device); full = train every weight."""
 
     loss: str = "cross_entropy"
     """Which loss of the loss layer is minimised."""
@@ -217,8 +199,25 @@ class Train(Optimisation):
     lora_dropout: float = Field(default=0.0, ge=0, lt=1)
     """Dropout before the added matrices."""
 
+    use_rslora: bool = False
+    """The added matrices count alpha / sqrt(rank) instead of alpha / rank (rsLoRA): high ranks learn as fast as low ones."""
+
     lora_target_modules: StrList = ("all-linear",)
     """Names of the linear maps that get an adapter; all-linear = every one except the output head."""
+
+    trainable_layers: Annotated[int, Field(ge=1)] | Literal["all"] = "all"
+    """Only this many topmost blocks are trained, or get adapters; all = every one."""
+
+    train_embeddings: bool | Auto = "auto"
+    """Whether full training changes the embeddings and the output head; auto = yes where trainable_layers is all."""
+
+    @model_validator(mode="after")
+    def _adapters_leave_embeddings_alone(self) -> Train:
+        if self.train_embeddings is True and self.method != "full":
+            raise ValueError(
+                f"`train_embeddings: true` needs `method: full`: the files of an adapter ({self.method}) hold none"
+            )
+        return self
 
 
 class Evaluate(Section):
@@ -292,13 +291,16 @@ class Runtime(Section):
     """Where rows are read, filtered and rendered: processes of this machine, or a Ray cluster ($RAY_ADDRESS)."""
 
     num_workers: Annotated[int, Field(ge=1)] | Auto = "auto"
-    """Processes that work on rows; auto = this one alone up to 20,000 rows, then one for each CPU thread."""
+    """Processes that work on rows; auto = this one alone up to 20,000 rows, then one for each CPU thread; with `ray` one
+    for each CPU of the cluster."""
 
-    def workers_for(self, num_rows: int) -> int:
-        """num_workers, with auto resolved for so many rows."""
+    def workers_for(self, num_rows: int) -> int | None:
+        """num_workers, with auto resolved for so many rows; None = one for each CPU of the Ray cluster, which it tells."""
         if self.num_workers != "auto":
             return self.num_workers
-        return 1 if num_rows <= _ROWS_FOR_ONE_PROCESS and self.workers == "local" else self.usable_threads
+        if self.workers == "ray":
+            return None
+        return 1 if num_rows <= _ROWS_FOR_ONE_PROCESS else self.usable_threads
 
     micro_batch_size: int | Auto = "auto"
     """Packs per forward pass on one device; auto = 1 on a CPU, what fits on a GPU."""
@@ -314,6 +316,11 @@ class Runtime(Section):
 
     log_every_steps: int = Field(default=1, ge=1)
     """Steps between two loss lines."""
+
+    report_to: Annotated[
+        tuple[Literal["tensorboard", "wandb", "mlflow", "trackio"], ...], BeforeValidator(as_list)
+    ] = ()
+    """Trackers that get every loss line too (see docs/watching.md); one that fails is left out with a warning."""
 
     eval_batch_size: int = Field(default=32, ge=1)
     """Prompts answered side by side in evaluation."""
@@ -363,6 +370,9 @@ class Recipe(BaseModel):
     curate: Curate = Curate()
     tokenize: Tokenize = Tokenize()
     train: Train = Train()
+    pretrain: Pretrain | None = None
+    prefer: Prefer | None = None
+    align: Align | None = None
     evaluate: Evaluate | None = Evaluate()
     export: Export | None = Export()
     runtime: Runtime = Runtime()
@@ -373,6 +383,20 @@ class Recipe(BaseModel):
             raise ValueError("there is nothing to learn from: name `ingest.files`, or add a `generate` section")
         if self.generate is not None and self.generate.generator == "distill" and not self.ingest.task:
             raise ValueError("`generate.generator: distill` works from `ingest.task`, which is missing")
+        return self
+
+    @model_validator(mode="after")
+    def _new_tokens_are_learnt(self) -> Recipe:
+        frozen = (
+            self.train.trainable_layers != "all"
+            if self.train.train_embeddings == "auto"
+            else not self.train.train_embeddings
+        )
+        if self.base_model.add_tokens and (self.train.method != "full" or frozen):
+            raise ValueError(
+                "the rows of `base_model.add_tokens` would stay the mean they begin as, so the model could never write such "
+                "a token: set `train.method: full` and let it train the embeddings"
+            )
         return self
 
 
@@ -390,6 +414,10 @@ SYNONYMS: dict[str, str] = {
     "template": "tokenize.chat_template",
     "train_on_inputs": "tokenize.supervise",
     "finetuning_type": "train.method",
+    "use_dora": "train.method: dora",
+    "load_in_4bit": "train.method: qlora",
+    "quantization_bit": "train.method: qlora",
+    "freeze_trainable_layers": "train.trainable_layers",
     "lora_r": "train.lora_rank",
     "r": "train.lora_rank",
     "lora_target": "train.lora_target_modules",

@@ -10,6 +10,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field
 
+from tunesmith.recipe_listing import ListedOptions
 from tunesmith.section import RngSeed, Section, StrList, as_list
 
 Part = Literal["instruction", "prompt", "reply", "all"]
@@ -31,13 +32,9 @@ PII_KINDS: tuple[PiiKind, ...] = ("email", "phone", "card", "iban", "ip", "id_nu
 Probability = Annotated[float, Field(ge=0, le=1)]
 
 
-class FilterOptions(Section):
-    """Base of the options of a listed filter. `chief`: the option meant by `filter: value`."""
+class FilterOptions(ListedOptions):
+    """Base of the options of a listed filter."""
 
-    name: str
-    """Name of the filter."""
-
-    chief: ClassVar[str | None] = None
     scope: ClassVar[Literal["all", "train"]] = "all"
     asks_teacher: ClassVar[bool] = False
 

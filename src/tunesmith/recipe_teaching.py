@@ -58,6 +58,11 @@ class TeacherSection(Section):
     def file_names(self) -> list[str]:
         return [self.script] if self.script else []
 
+    @property
+    def title(self) -> str:
+        """What people call it in messages: its script where it has one, else its model."""
+        return f"the script {self.script!r}" if self.script else f"the teacher {self.model!r}"
+
     @model_validator(mode="after")
     def _script_goes_with_scripted(self) -> TeacherSection:
         if (self.kind == "scripted") != (self.script is not None):
@@ -118,14 +123,36 @@ class Generate(Section):
     repair: bool = True
     """Where an answer holds nothing that can be read, or only what breaks the schema, say so to the teacher and ask once more."""
 
-    dialogue_form: Literal["transcript", "self_chat", "two_teachers"] = "transcript"
-    """dialogue: the whole talk in one answer; one teacher in both roles, turn by turn; or `user_teacher` as the user."""
+    dialogue_form: Literal["transcript", "generated_chat", "self_chat", "two_teachers"] = "transcript"
+    """dialogue: the whole talk in one answer; the same between two people with names and roles; one teacher in both roles,
+    turn by turn; or `user_teacher` as the user."""
+
+    dialogue_topics: Literal["seeds", "tree"] = "seeds"
+    """dialogue: start each talk from an example, or from an opening question of a tree of topics and subtopics, whose lists the
+    teacher writes with `rows_per_request` entries each."""
 
     user_teacher: TeacherSection | None = None
     """dialogue: who plays the user in the form two_teachers; half of `budget_usd` is this teacher's."""
 
     max_rounds: int = Field(default=3, ge=1, le=16)
     """dialogue: exchanges at most; evolve: evolutions of one example at most."""
+
+    turns: int = Field(default=1, ge=1, le=16)
+    """magpie: exchanges of a row at most; from the second one on the model writes the person's next message too."""
+
+    follow_up_system: bool = True
+    """magpie: with `turns` above 1, write later messages of the person under a system line that asks for follow-up questions;
+    rows do not hold it."""
+
+    min_score: int = Field(default=4, ge=1, le=5)
+    """back_translate: pairs of instruction and text that the teacher scores below this, of 5, are rejected."""
+
+    score_rounds: int = Field(default=1, ge=1, le=8)
+    """back_translate: rounds over the texts; from the second one on, each text without a kept row gets another instruction, and
+    the teacher sees examples and pairs that were kept."""
+
+    augmented_system_prompt: str | None = None
+    """back_translate: system message of its rows, by which a model tells them from the examples; none = the task's."""
 
     answer_check: Literal["arithmetic", "majority"] = "arithmetic"
     """maths: run the arithmetic of the answer, or let `num_votes` answers agree."""
@@ -180,6 +207,12 @@ class Generate(Section):
 _OPTIONS_OF: dict[str, tuple[str, ...]] = {
     "files": ("responses", "back_translate", "documents"),
     "dialogue_form": ("dialogue",),
+    "dialogue_topics": ("dialogue",),
+    "turns": ("magpie",),
+    "follow_up_system": ("magpie",),
+    "min_score": ("back_translate",),
+    "score_rounds": ("back_translate",),
+    "augmented_system_prompt": ("back_translate",),
     "max_rounds": ("dialogue", "evolve"),
     "answer_check": ("maths",),
     "num_votes": ("maths",),

@@ -19,8 +19,17 @@ from tunesmith.recipe import SYNONYMS, Recipe
 
 Location = tuple[str | int, ...]
 
-LEARNING_RATES = {"lora": 2e-4, "full": 1e-5}
+LEARNING_RATES = {"lora": 2e-4, "dora": 2e-4, "qlora": 2e-4, "full": 1e-5}
 """What `train.learning_rate: auto` means. LoRA wants about ten times the rate of full tuning (Biderman et al. 2024)."""
+
+NUM_NEW_TOKENS = 8000
+"""What `pretrain.num_new_tokens: auto` means where pieces are learnt."""
+
+PRETRAIN_RATES = {"lora": 2e-4, "full": 1e-4}
+"""What `pretrain.learning_rate: auto` means; 2e-4 is that of Chinese-LLaMA (Cui et al. 2023, arXiv 2304.08177)."""
+
+ALIGN_RATES = {"adapter": 2e-5, "full": 1e-6}
+"""What `align.learning_rate: auto` means: comparisons move a model that is nearly right, a tenth of what taught it."""
 
 
 @dataclass(frozen=True)

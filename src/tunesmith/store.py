@@ -332,6 +332,20 @@ def disk_error(error: OSError, path: Path, size_bytes: int) -> StoreError:
     return StoreError(f"cannot be written: {error.strerror or error}", where=str(path))
 
 
+def check_disk(folder: Path, bytes_needed: int, what: str) -> None:
+    """StoreError where there are not `bytes_needed` free for `what` where `folder` is, or will be made."""
+    place = folder.resolve()
+    while not place.exists():
+        place = place.parent
+    free = shutil.disk_usage(place).free
+    if free < bytes_needed:
+        raise StoreError(
+            f"{what} may take {bytes_needed:,} bytes, and {free:,} are free ({bytes_needed - free:,} too few)",
+            where=str(folder),
+            hint="free some space, or choose another disk with --root",
+        )
+
+
 def fsync(path: Path) -> None:
     """Make a file's content, or a folder's entries, durable."""
     descriptor = os.open(path, os.O_RDONLY)

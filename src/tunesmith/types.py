@@ -32,6 +32,7 @@ class Message(Record):
     tool_call_id: str | None = None
     name: str | None = None
     weight: Literal[0, 1] | None = None  # 0: a turn of the assistant that is shown and not learnt; None = 1
+    condition: str | None = None  # C-RLFT: what the role header says of the source, in templates that write it
 
 
 class Conversation(Record):

@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from tunesmith.cli.main import app
-from tunesmith.errors import RecipeError
+from tunesmith.errors import DataError, RecipeError
 
 ROWS = [{"instruction": f"i{n}", "input": "", "output": "o"} for n in range(5)]
 
@@ -63,3 +63,25 @@ def test_a_missing_file_and_an_unknown_form_are_named(tmp_path: Path):
     (tmp_path / "a.json").write_text(json.dumps(ROWS))
     with pytest.raises(RecipeError, match="no form to write named 'cvs'"):
         convert(str(tmp_path / "a.json"), str(tmp_path / "b"), "--to", "cvs")
+
+
+def test_the_ending_of_the_file_to_write_is_what_is_written_or_it_is_refused(tmp_path: Path):
+    (tmp_path / "a.json").write_text(json.dumps(ROWS))
+    assert "5 written" in convert(str(tmp_path / "a.json"), str(tmp_path / "b.parquet"), "--to", "alpaca")
+    assert (tmp_path / "b.parquet").read_bytes()[:4] == b"PAR1"
+    assert "5 written" in convert(str(tmp_path / "b.parquet"), str(tmp_path / "c.csv"), "--to", "alpaca")
+    assert (tmp_path / "c.csv").read_text().startswith("instruction,input,output")
+    with pytest.raises(RecipeError, match=r"d\.csv: the file is called \.csv, and sharegpt is not written so"):
+        convert(str(tmp_path / "c.csv"), str(tmp_path / "d.csv"), "--to", "sharegpt")
+    assert not (tmp_path / "d.csv").exists()
+
+
+def test_rows_that_could_be_two_examples_are_converted_once_their_form_is_named(tmp_path: Path):
+    row = {"instruction": "i", "output": "o", "prompt": "p", "completion": "c"}
+    (tmp_path / "a.json").write_text(json.dumps([row]))
+    with pytest.raises(DataError, match="two ways") as caught:
+        convert(str(tmp_path / "a.json"), str(tmp_path / "b.jsonl"), "--to", "messages")
+    assert "`--from question_response`" in (caught.value.hint or "") and not (tmp_path / "b.jsonl").exists()
+    convert(str(tmp_path / "a.json"), str(tmp_path / "b.jsonl"), "--to", "messages", "--from", "question_response")
+    written = json.loads((tmp_path / "b.jsonl").read_text())
+    assert [turn["content"] for turn in written["messages"]] == ["p", "c"]

@@ -62,7 +62,7 @@ def test_the_page_is_written_with_pca_first_and_then_with_both(tmp_path: Path, m
         return coordinates[:, :3]
 
     monkeypatch.setattr(build, "umap_layout", layout)
-    done = _run(str(_rows(tmp_path / "rows.jsonl", 30)), "--json", "map.json")
+    done = _run(str(_rows(tmp_path / "rows.jsonl", 30)), "--points", "map.json")
     assert done.exit_code == 0, done.output
     assert [each["name"] for each in seen[0]["projections"]] == ["pca"] and seen[0]["pending"] == "umap"
     last = _carried(Path("map.html"))
@@ -104,7 +104,7 @@ def test_umap_that_was_asked_for_and_is_missing_is_an_error_after_the_page(
 
 def test_options_decide_what_is_placed_how_many_and_in_how_many_clusters(tmp_path: Path) -> None:
     rows = str(_rows(tmp_path / "rows.jsonl", 60))
-    done = _run(rows, "--no-umap", "--of", "reply", "--clusters", "2", "--points", "40", "--out", "sub/m.html")
+    done = _run(rows, "--no-umap", "--of", "reply", "--clusters", "2", "--rows", "40", "--html", "sub/m.html")
     assert done.exit_code == 0, done.output
     data = _carried(Path("sub/m.html"))
     assert data["counts"] == {"placed": 40, "not_drawn": 20} and "last reply" in data["embedding"]
@@ -113,22 +113,22 @@ def test_options_decide_what_is_placed_how_many_and_in_how_many_clusters(tmp_pat
 
 
 def test_without_in_an_empty_page_is_written() -> None:
-    done = _run("--out", "empty.html")
+    done = _run("--html", "empty.html")
     assert done.exit_code == 0 and 'id="data"></script>' in Path("empty.html").read_text(encoding="utf-8")
-    assert isinstance(_run("--json", "x.json").exception, RecipeError)
+    assert isinstance(_run("--points", "x.json").exception, RecipeError)
 
 
 def test_no_file_but_an_older_map_is_written_over(tmp_path: Path) -> None:
     rows = _rows(tmp_path / "rows.json", 20)
     before = rows.read_bytes()
-    refused = _run(str(rows), "--no-umap", "--json", str(rows))
+    refused = _run(str(rows), "--no-umap", "--points", str(rows))
     assert isinstance(refused.exception, RecipeError) and "no map" in str(refused.exception)
     assert rows.read_bytes() == before
     Path("mine.html").write_text("<p>mine</p>", encoding="utf-8")
-    assert isinstance(_run(str(rows), "--out", "mine.html").exception, RecipeError)
-    assert isinstance(_run(str(rows), "--out", str(tmp_path)).exception, RecipeError)
+    assert isinstance(_run(str(rows), "--html", "mine.html").exception, RecipeError)
+    assert isinstance(_run(str(rows), "--html", str(tmp_path)).exception, RecipeError)
     for _ in range(2):
-        assert _run(str(rows), "--no-umap", "--json", "map.json").exit_code == 0
+        assert _run(str(rows), "--no-umap", "--points", "map.json").exit_code == 0
 
 
 def test_rows_that_cannot_be_placed_are_an_error_and_leave_no_page(tmp_path: Path) -> None:

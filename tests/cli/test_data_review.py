@@ -127,7 +127,7 @@ def test_a_new_reply_to_a_reviewed_prompt_is_shown_as_such(rows: Path, tmp_path:
 
 
 def test_sources_are_chosen_and_rows_drawn(rows: Path, tmp_path: Path):
-    shown = review(str(rows), "--sample", "2", keys="s\ns\n")
+    shown = review(str(rows), "-n", "2", keys="s\ns\n")
     assert "2 of 2" in shown
     assert "no undecided conversation in" in review(str(rows), "--source", "other*")
     assert "1 of 3" in review(str(rows), "--source", "rows*", keys=QUIT)

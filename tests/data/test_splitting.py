@@ -91,3 +91,10 @@ def test_whatever_the_lengths_are_pieces_fit_and_every_turn_is_in_one_place(
         assert piece[-1].role == "assistant" and piece[1 if system else 0].role == "user"
     whole = [n for n, pair in enumerate(exchanges) if measure([talk(pair, system=system)])[0] <= limit]
     assert len(kept) == 2 * len(whole)
+
+
+def test_a_piece_keeps_the_weights_of_its_own_messages():
+    messages = [Message(role=role, content="x") for role in ("system", "user", "assistant", "user", "assistant")]
+    whole = Conversation(messages=messages, metadata={"weights": [0, 0, 0.5, 0, 1]})
+    pieces, _ = split_conversation(whole, 3, lambda lists: [len(each) for each in lists])
+    assert [piece.metadata["weights"] for piece in pieces] == [[0, 0, 0.5], [0, 0, 1]]

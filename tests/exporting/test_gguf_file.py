@@ -50,6 +50,8 @@ LLAMA3 = {
     "original_max_position_embeddings": 64,
 }
 
+YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 8.0, "original_max_position_embeddings": 64}
+
 
 @pytest.mark.parametrize(
     ("kind", "changes"),
@@ -59,6 +61,9 @@ LLAMA3 = {
         ("llama", {"head_dim": 32}),
         ("llama", {"rope_parameters": LLAMA3}),
         ("llama", {"rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 10000.0}}),
+        ("llama", {"rope_parameters": YARN}),
+        ("llama", {"rope_parameters": {**YARN, "beta_fast": 4, "beta_slow": 0.5}}),
+        ("qwen2", {"rope_parameters": YARN}),
         ("mistral", {}),
         ("qwen2", {}),
         ("qwen3", {"head_dim": 32}),
@@ -194,7 +199,9 @@ def edit(path: Path, change) -> None:
 
 CANNOT = [
     ("config.json", lambda c: c.update(architectures=["FalconForCausalLM"]), "cannot be written for FalconForCausalLM"),
-    ("config.json", lambda c: c.update(rope_parameters={"rope_type": "yarn", "rope_theta": 1.0}), "'yarn'"),
+    ("config.json", lambda c: c.update(rope_parameters={"rope_type": "dynamic", "rope_theta": 1.0}), "'dynamic'"),
+    ("config.json", lambda c: c.update(rope_parameters={"rope_type": "yarn", "mscale": 0.7}), "yarn with mscale"),
+    ("config.json", lambda c: c.update(rope_parameters={"rope_type": "yarn", "truncate": False}), "truncate: false"),
     ("config.json", lambda c: c.update(hidden_act="gelu"), "'gelu'"),
     ("config.json", lambda c: c.update(use_sliding_window=True), "sliding-window"),
     ("config.json", lambda c: c.update(num_hidden_layers=3), "blk.2"),

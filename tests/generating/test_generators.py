@@ -24,7 +24,7 @@ from tunesmith.types import Conversation, Message, Task, TeacherRequest
 
 PROMPTS = (
     "three_step", "label_first", "question_response", "dialogue", "maths", "evolve", "personas", "back_translate",
-    "translate", "documents", "repair",
+    "translate", "documents", "repair", "topic_tree", "magpie",
 )  # fmt: skip
 
 
@@ -502,7 +502,9 @@ def test_local_teachers_are_held_to_a_schema_and_others_where_the_recipe_says_so
 
 @pytest.mark.parametrize(
     ("option", "value", "generator"),
-    [("max_rounds", 4, "self_instruct"), ("num_votes", 3, "evolve"), ("files", ["a"], "maths"), ("reanswer", True, "distill")],
+    [("max_rounds", 4, "self_instruct"), ("num_votes", 3, "evolve"), ("files", ["a"], "maths"), ("reanswer", True, "distill"),
+     ("turns", 2, "dialogue"), ("follow_up_system", False, "evolve"), ("dialogue_topics", "tree", "magpie"),
+     ("min_score", 5, "documents"), ("score_rounds", 2, "translate"), ("augmented_system_prompt", "x", "responses")],
 )  # fmt: skip
 def test_an_option_that_would_not_act_is_refused_by_name(option: str, value: Any, generator: str) -> None:
     with pytest.raises(ValueError, match=f"`{option}` acts in .* and not in {generator}"):

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from datetime import date
+from importlib.resources import files
+
 import pytest
+import yaml
 
 from generating.workbench import seed
 from tunesmith.errors import DataError, RecipeError
-from tunesmith.generating.terms import Stamp, Terms, require_trade, seeds_for, terms_of
+from tunesmith.generating.terms import Stamp, Terms, doubts, joined_licences, require_trade, seeds_for, terms_of
 from tunesmith.recipe import Generate, TeacherSection
 
 LOCAL = TeacherSection(kind="local", model="m")
@@ -39,6 +43,45 @@ def test_an_endpoint_is_looked_up_by_its_host_and_unknown_is_never_allowed() -> 
         assert "outputs_licence" in str(caught.value.hint)
     stated = terms_of(TeacherSection(base_url="http://127.0.0.1:8000/v1"), weights_licence=None, stated="apache-2.0")
     require_trade(options(), [stated])
+
+
+def test_every_entry_of_the_table_says_whether_it_was_compared_with_its_source() -> None:
+    table = yaml.safe_load((files("tunesmith.generating") / "teacher_terms.yaml").read_text(encoding="utf-8"))
+    entries = [*table["hosts"].values(), *table["licences"]]
+    for entry in entries:
+        assert entry["checked"] is False or isinstance(entry["checked"], date), entry
+        assert entry["says"]
+        assert entry["source"].startswith("https://") or not entry["checked"], entry
+    assert {bool(entry["checked"]) for entry in entries} == {True, False}
+
+
+def test_an_entry_that_nobody_checked_is_named_as_such() -> None:
+    unchecked = terms_of(TeacherSection(), weights_licence=None, stated=None)
+    with pytest.raises(RecipeError, match="not checked"):
+        require_trade(options(), [unchecked])
+    checked = terms_of(LOCAL, weights_licence="tongyi-qianwen", stated=None)
+    with pytest.raises(RecipeError, match="checked on 2026-11-21") as caught:
+        require_trade(options(), [checked])
+    assert "not checked" not in caught.value.message
+    unknown = terms_of(TeacherSection(base_url="http://127.0.0.1:8000/v1"), weights_licence=None, stated=None)
+    assert "checked" not in unknown.told
+
+
+def test_terms_that_allow_trade_by_an_unchecked_entry_leave_a_doubt() -> None:
+    found = [
+        terms_of(LOCAL, weights_licence=name, stated=None) for name in ("bigcode-openrail-m", "apache-2.0", "llama2")
+    ]
+    (doubt,) = doubts(options(), found)
+    assert "not checked" in doubt
+    assert "with_conditions" in doubt
+    assert doubts(Generate(teacher=LOCAL), found) == []
+    stated = terms_of(LOCAL, weights_licence=None, stated="cc-by-sa-4.0")
+    assert len(doubts(options(), [stated])) == 1
+
+
+def test_licences_are_joined_once_each() -> None:
+    assert joined_licences(["a AND b", None, "b", "c"]) == "a AND b AND c"
+    assert joined_licences([None, ""]) is None
 
 
 def test_examples_that_exclude_trade_or_state_nothing_are_not_shown() -> None:

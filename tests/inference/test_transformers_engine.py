@@ -89,6 +89,7 @@ def reference(model: Any, prompt: Prompt, max_tokens: int) -> list[int]:
 
 
 @pytest.mark.parametrize("kind", ["llama", "qwen2", "mistral", "gemma3", "eager"])
+@pytest.mark.slow
 def test_greedy_answers_equal_transformers_own_one_by_one(kind: str) -> None:
     model = build(kind)
     asked = prompts(10)
@@ -97,6 +98,7 @@ def test_greedy_answers_equal_transformers_own_one_by_one(kind: str) -> None:
     assert len({tuple(answer.token_ids or ()) for answer in answers}) == len(asked)  # or the test shows nothing
 
 
+@pytest.mark.slow
 def test_an_answer_is_the_same_alone_and_among_others_and_with_the_prefix_computed_once(llama: Any) -> None:
     prefix = tuple(range(10, 40))
     asked = prompts(20, prefix=prefix)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -88,3 +91,17 @@ def test_a_disk_that_refuses_is_said_and_earlier_checkpoints_stay(
     with pytest.raises(StoreError, match="no room to write"):
         save_checkpoint(tmp_path, build(2), keep=1)
     assert names(tmp_path) == ["step-000001"]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork and SIGXFSZ")
+@pytest.mark.slow
+def test_a_kill_at_any_of_a_hundred_points_leaves_the_previous_checkpoint_or_the_new_one(tmp_path: Path) -> None:
+    program = Path(__file__).with_name("killed_checkpoint.py")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, str(program), str(tmp_path)], capture_output=True, text=True, timeout=120, env=environment
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["points"] >= 100 and found["previous"] + found["new"] == found["points"]
+    assert found["calls"] >= 15 and found["previous"] > 80 and found["new"] > 5

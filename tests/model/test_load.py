@@ -134,5 +134,5 @@ def test_a_full_checkpoint_needs_no_base(copy: Path, tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_of_an_unknown_method_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="method lora or full, found 'dora'"):
-        load_checkpoint(checkpoint(tmp_path, "dora"), tmp_path, device="cpu", dtype=torch.float32)
+    with pytest.raises(ModelError, match="method lora, dora, qlora, full, found 'ia3'"):
+        load_checkpoint(checkpoint(tmp_path, "ia3"), tmp_path, device="cpu", dtype=torch.float32)

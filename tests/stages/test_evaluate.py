@@ -176,6 +176,7 @@ class _Killed(BaseException):
 
 
 @pytest.mark.parametrize("survivors", [1, 8, 10, 14, 20, 29, 35])
+@pytest.mark.slow
 def test_a_kill_after_any_record_changes_no_byte_and_writes_nothing_twice(
     inputs: Inputs, tmp_path: Path, quick, monkeypatch, survivors: int
 ) -> None:

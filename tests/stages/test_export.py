@@ -206,6 +206,7 @@ STEPS = ["save_merged", "check_cast", "write_gguf", "check_read_back", "check_to
 
 
 @pytest.mark.parametrize("step", STEPS)
+@pytest.mark.slow
 def test_a_step_that_fails_leaves_nothing_unchecked_under_its_final_name(inputs, out_dir, ctx, monkeypatch, step):
     with monkeypatch.context() as patch:
 

@@ -285,6 +285,7 @@ generate(Path({out!r}), Generate.model_validate_json({options!r}), ingest=ingest
 """
 
 
+@pytest.mark.slow
 def test_real_kills_and_interrupts_change_no_byte_and_pay_no_written_answer_twice(tmp_path: Path) -> None:
     rng = random.Random(11)
     here = Path(__file__).parent

@@ -248,3 +248,23 @@ def test_a_row_that_could_not_be_read_again_is_rejected(tmp_path: Path, ctx: Con
     assert [row.source for row in rows] == ["a.jsonl:1", "a.jsonl:2"]
     assert [(each.where, each.reason) for each in rejects] == [("a.jsonl:3", "wrong_type"), ("a.jsonl:4", "wrong_type")]
     assert isinstance(rejects[0].raw, str)
+
+
+def test_an_empty_file_of_a_folder_is_counted_and_named(tmp_path: Path, ctx: Context, sink: Any):
+    folder = tmp_path / "rows"
+    folder.mkdir()
+    jsonl(folder / "a.jsonl", *pairs(1, 2))
+    (folder / "b.jsonl").touch()
+    (folder / "c.json").write_text("[]")
+    outcome, rows, rejects, _ = run(tmp_path, ctx, files=["rows"])
+    assert (outcome.counts["rows_read"], outcome.counts["rejected"], len(rows)) == (4, 2, 2)
+    assert [(each.where, each.reason) for each in rejects] == [("b.jsonl", "empty_file"), ("c.json", "empty_file")]
+    warnings = [event.message for event in sink.events if event.type == "note" and event.level == "warning"]
+    assert "2 files are empty: b.jsonl, c.json; each counts as one rejected row" in warnings
+
+
+def test_an_empty_file_that_was_named_is_an_error(tmp_path: Path, ctx: Context):
+    (tmp_path / "a.jsonl").touch()
+    with pytest.raises(DataError, match=r"a\.jsonl: the file is empty") as caught:
+        run(tmp_path, ctx, files=["a.jsonl"])
+    assert caught.value.hint

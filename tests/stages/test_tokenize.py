@@ -241,3 +241,38 @@ def test_real_chats_are_tokenized_whole(tmp_path, model_dir, monkeypatch, ctx, s
     ends = np.cumsum(arrays["lengths"]) - 1
     assert set(arrays["input_ids"][ends - 1].tolist()) == {257}
     assert arrays["loss_mask"][ends - 1].all()
+
+
+def classed(question: str, answer: str, weight: float, condition: str) -> Conversation:
+    row = conversation(question, answer)
+    metadata = {"weights": [0.0, weight], "condition": condition, "source_class": condition}
+    return row.model_copy(update={"metadata": metadata})
+
+
+def test_weights_and_conditions_of_sources_reach_tokens_and_samples(tmp_path, model_dir, monkeypatch, ctx, sink):
+    rows = [classed("ab", "cd", 1.0, "GPT4"), classed("ef", "ghi", 0.1, "GPT3"), conversation("jk", "l")]
+    tokenize.run(Tokenize(), make_inputs(tmp_path, model_dir, monkeypatch, rows), tmp_path, ctx)
+    assert "2 rows have a condition" in str(sink.events)
+    arrays = load_file(tmp_path / "samples.safetensors")
+    ends = np.cumsum(arrays["lengths"])
+    per_sample = [
+        {round(weight, 3) for weight in arrays["loss_weights"][start:end][arrays["loss_mask"][start:end] == 1].tolist()}
+        for start, end in zip([0, *ends], ends, strict=False)
+    ]
+    assert per_sample == [{1.0}, {0.1}, {1.0}]
+
+
+def test_samples_without_weights_are_stored_without_them(tmp_path, inputs, ctx):
+    tokenize.run(Tokenize(), inputs, tmp_path, ctx)
+    assert "loss_weights" not in load_file(tmp_path / "samples.safetensors")
+
+
+def test_the_openchat_template_writes_the_condition_of_a_source():
+    from tunesmith.chat.template import ChatTemplate
+
+    template = ChatTemplate(load_template("openchat-3.5"), {"bos_token": "<s>"})
+    messages = [Message(role="user", content="Hi"), Message(role="assistant", content="Yo")]
+    assert template.render(messages, add_generation_prompt=False).startswith("<s>GPT4 Correct User: Hi<|end_of_turn|>")
+    conditioned = [message.model_copy(update={"condition": "GPT3"}) for message in messages]
+    text = template.render(conditioned, add_generation_prompt=False)
+    assert text == "<s>GPT3 User: Hi<|end_of_turn|>GPT3 Assistant: Yo<|end_of_turn|>"

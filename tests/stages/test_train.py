@@ -152,7 +152,7 @@ def test_two_runs_write_the_same_bytes(call: Any, method: str) -> None:
         assert str(first).encode() not in (first / name).read_bytes()
 
 
-@pytest.mark.parametrize("method", ["lora", "full"])
+@pytest.mark.parametrize("method", ["lora", "dora", "full"])
 def test_an_interrupted_run_resumes_to_the_same_bytes(call: Any, method: str) -> None:
     class Interrupt:
         def emit(self, event: Any) -> None:

@@ -20,6 +20,8 @@ from tunesmith.pipeline import execute
 from tunesmith.resolve import load_recipe
 from tunesmith.store import Store
 
+pytestmark = pytest.mark.slow
+
 KINDS = ["runtime.num_workers=2", pytest.param("runtime.workers=ray", marks=pytest.mark.real)]
 RECIPE = """
 name: many
@@ -130,3 +132,16 @@ def test_a_worker_that_is_killed_mid_run_loses_nothing(project: Path, task: str)
     killer = KillAWorker(task)
     assert digests(project, "there", "curate", "runtime.num_workers=2", events=killer) == here
     assert killer.killed
+
+
+@pytest.mark.real
+def test_two_machines_give_the_bytes_of_one_process(project: Path, monkeypatch: pytest.MonkeyPatch):
+    cluster_utils = pytest.importorskip("ray.cluster_utils")
+    here = digests(project, "here", "curate", "runtime.num_workers=1")
+    cluster = cluster_utils.Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    try:
+        cluster.add_node(num_cpus=1)
+        monkeypatch.setenv("RAY_ADDRESS", cluster.address)
+        assert digests(project, "there", "curate", "runtime.workers=ray") == here
+    finally:
+        cluster.shutdown()

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from small_models import build_model
 from tunesmith.errors import ModelError, TrainingError
 from tunesmith.model.load import load_model
-from tunesmith.training.attention import attend, build_segments, varlen_attention
+from tunesmith.training import attention
+from tunesmith.training.alibi import alibi_slopes
+from tunesmith.training.attention import Bias, attend, build_segments, varlen_attention
 from tunesmith.training.batches import build_batch
+from tunesmith.training.prefixes import lay_as_trie
 from tunesmith.training.probing import hidden_states, probe_model, varlen_forward
 
 CPU = torch.device("cpu")
@@ -119,8 +126,104 @@ def test_a_sliding_window_acts_only_where_it_is_shorter_than_a_sample() -> None:
     segments = build_segments([6])
     wide, _ = varlen_attention(SimpleNamespace(), q, k, v, None, segments=segments, sliding_window=6)
     torch.testing.assert_close(wide, plain_attention(q, k, v, 16**-0.5, [6]), atol=1e-5, rtol=1e-5)
-    with pytest.raises(ModelError, match=r"sliding_window \(5 tokens"):
-        varlen_attention(SimpleNamespace(), q, k, v, None, segments=segments, sliding_window=5)
+    narrow, _ = varlen_attention(SimpleNamespace(), q, k, v, None, segments=segments, sliding_window=5)
+    assert torch.equal(narrow[0, :5], wide[0, :5])
+    assert bool((narrow[0, 5] != wide[0, 5]).any())
+
+
+def biased_attention(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, samples: Sequence[Sequence[int]], bias: Bias
+) -> list[torch.Tensor]:
+    """Each sample (its rows) by itself, position by position, as the formula says."""
+    groups = q.shape[1] // k.shape[1]
+    k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
+    slopes = torch.zeros(q.shape[1]) if bias.slopes is None else bias.slopes
+    found = []
+    for rows in samples:
+        outputs = []
+        for position, row in enumerate(rows):
+            first = 0 if bias.window is None else max(position - bias.window + 1, 0)
+            seen = list(rows[first : position + 1])
+            distance = torch.arange(position - first, -1, -1)
+            scores = (q[0, :, row, None] * k[0, :, seen]).sum(-1) * scale - slopes[:, None] * distance  # (H, seen)
+            outputs.append((torch.softmax(scores, -1)[..., None] * v[0, :, seen]).sum(1))
+        found.append(torch.stack(outputs))
+    return found
+
+
+BIASES = {
+    "window 1": Bias(1),
+    "window 7": Bias(7),
+    "window 350": Bias(350),
+    "alibi": Bias(slopes=alibi_slopes(6)),
+    "alibi, window 20": Bias(20, alibi_slopes(6)),
+}
+
+
+@pytest.mark.parametrize("name", BIASES)
+@pytest.mark.parametrize("lengths", [[1, 9, 30], [400, 3, 385]], ids=["short", "long and short"])
+def test_windows_and_falling_biases_equal_the_formula_in_outputs_and_gradients(name: str, lengths: list[int]) -> None:
+    inputs, bias = random_heads(sum(lengths)), BIASES[name]
+    found = attend(*inputs, 0.3, build_segments(lengths), 0.0, bias)
+    samples = [range(segment.start, segment.start + segment.length) for segment in build_segments(lengths)]
+    expected = torch.cat(biased_attention(*inputs, 0.3, samples, bias))[None]
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    direction = torch.randn(expected.shape, generator=torch.Generator().manual_seed(2))
+    for ours, theirs in zip(
+        torch.autograd.grad(found, inputs, direction), torch.autograd.grad(expected, inputs, direction), strict=True
+    ):
+        torch.testing.assert_close(ours, theirs, atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", BIASES)
+@pytest.mark.parametrize("opening", [12, 390], ids=["short", "long"])
+def test_they_reach_back_into_a_shared_beginning(name: str, opening: int) -> None:
+    """Two branches behind one beginning, one of them with a branch of its own: windows end in every one of these parts."""
+    rng = np.random.default_rng(1)
+    begin, turn = rng.integers(0, 90, opening), rng.integers(0, 90, 9)
+    tails = [rng.integers(90, 99, count) for count in (5, 14, 11)]
+    layout = lay_as_trie(
+        [np.concatenate(ids) for ids in ((begin, turn, tails[0]), (begin, turn, tails[1]), (begin, tails[2]))]
+    )
+    assert [segment.length for segment in layout.segments if not segment.seen] == [opening]
+    inputs, bias = random_heads(len(layout.input_ids)), BIASES[name]
+    found = attend(*inputs, 0.3, layout.segments, 0.0, bias)
+    for rows, expected in zip(layout.row_of, biased_attention(*inputs, 0.3, layout.row_of, bias), strict=True):
+        torch.testing.assert_close(found[0, torch.from_numpy(rows)], expected, atol=1e-5, rtol=1e-5)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(1, 30), min_size=1, max_size=8), st.integers(1, 25))
+def test_no_cut_of_a_row_into_pieces_changes_who_sees_whom(lengths: list[int], window: int) -> None:
+    segments = build_segments(lengths)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tunesmith.training.attention._LONGEST_DIRECT", 8)
+        pieces = attention._cut.__wrapped__(segments, window)
+    assert sum(piece.length for piece in pieces) == sum(lengths)
+    for piece in pieces:
+        sample = next(each for each in segments if each.start <= piece.start < each.start + each.length)
+        visible = [row for start, end in piece.places for row in range(start, end)]
+        first = max(sample.start, piece.start - window + 1)
+        assert visible[-(piece.start + piece.length - first) :] == list(range(first, piece.start + piece.length))
+        assert all(sample.start <= row < sample.start + sample.length for row in visible)
+        if sample.length > 8:  # it was cut: no row beyond the window is looked at
+            assert visible[0] == first
+
+
+def test_bias_slopes_are_those_of_the_paper() -> None:
+    assert alibi_slopes(8).tolist() == [2.0**-i for i in range(1, 9)]
+    assert alibi_slopes(4).tolist() == [2**-2, 2**-4, 2**-6, 2**-8]
+    assert alibi_slopes(6).tolist() == [2**-2, 2**-4, 2**-6, 2**-8, 2**-1, 2**-3]
+
+
+def test_in_bf16_a_fall_over_hundreds_of_tokens_is_as_exact_as_one_over_ten() -> None:
+    """Biases counted from the first token, as in a common implementation, lose the difference of neighbours in bf16."""
+    inputs = [tensor.detach().bfloat16() for tensor in random_heads(900)]
+    bias = Bias(slopes=alibi_slopes(6))
+    found = attend(*inputs, 0.3, build_segments([900]), 0.0, bias)[0].float()
+    exact = attend(*(tensor.float() for tensor in inputs), 0.3, build_segments([900]), 0.0, bias)[0]
+    assert (found - exact).norm() / exact.norm() < 0.01
+    assert (found[800:] - exact[800:]).norm() / exact[800:].norm() < 0.01
 
 
 @pytest.mark.parametrize("option", ["softcap", "s_aux"])
@@ -147,7 +250,7 @@ def test_the_probe_refuses_a_model_whose_logits_are_scaled(tiny_model: Any) -> N
 def test_the_probe_refuses_attention_that_looks_across_samples(
     tiny_model: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def leaky(q: Any, k: Any, v: Any, scale: float, segments: Any, dropout: float) -> torch.Tensor:
+    def leaky(q: Any, k: Any, v: Any, scale: float, segments: Any, dropout: float, bias: Any) -> torch.Tensor:
         return plain_attention(q, k, v, scale, [q.shape[2]]) + v.mean(2).repeat(1, 2, 1)[:, None]
 
     monkeypatch.setattr("tunesmith.training.attention.attend", leaky)

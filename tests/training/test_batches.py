@@ -82,3 +82,15 @@ def test_a_damaged_file_is_an_error_that_names_it(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="cannot be read") as caught:
         load_samples(tmp_path / "s", ["a"])
     assert caught.value.where == str(tmp_path / "s")
+
+
+def test_samples_whose_weights_are_all_zero_are_named_as_such(tmp_path: Path) -> None:
+    arrays = {
+        "input_ids": np.arange(4, dtype=np.int32),
+        "loss_mask": np.array([0, 1, 0, 1], dtype=np.uint8),
+        "lengths": np.array([2, 2], dtype=np.int64),
+        "loss_weights": np.array([0, 1, 0, 0], dtype=np.float32),
+    }
+    save_file(arrays, str(tmp_path / "s"))
+    with pytest.raises(DataError, match="1 samples have supervised tokens that all weigh 0, first row the-second"):
+        load_samples(tmp_path / "s", ["a", "the-second"])

@@ -81,7 +81,7 @@ def test_row_weights_scale_what_a_row_counts() -> None:
     targets, weights = torch.arange(11), torch.linspace(0, 2, 11)
     head = Head(weight, bias)
     found = torch.autograd.grad(head.negative_log_likelihood(hidden, targets, weights), (hidden, weight, bias))
-    expected = torch.autograd.grad(-(head.log_probs(hidden, targets) * weights).sum(), (hidden, weight, bias))
+    expected = torch.autograd.grad(-(head.log_probs(hidden, targets, 1.0) * weights).sum(), (hidden, weight, bias))
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-4)
 
@@ -89,5 +89,5 @@ def test_row_weights_scale_what_a_row_counts() -> None:
 def test_a_frozen_head_forms_the_gradient_of_hidden_states_alone() -> None:
     hidden, weight, bias = leaves()
     head = Head(weight, bias).detach()
-    head.log_probs(hidden, torch.arange(11)).sum().backward()
+    head.log_probs(hidden, torch.arange(11), 1.0).sum().backward()
     assert hidden.grad is not None and weight.grad is None and bias.grad is None

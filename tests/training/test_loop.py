@@ -56,6 +56,7 @@ def start(tiny_dir: Path, tmp_path: Path, make_samples: Any, with_adapter: Any, 
             checkpoint_dir=tmp_path / folder / "checkpoints",
             metrics_path=tmp_path / folder / "logs" / "metrics.jsonl",
             events=events or sink,
+            loss=CrossEntropy(),
         )
 
     return run

@@ -36,7 +36,7 @@ def packed_training_loss(model: Any, samples: Samples) -> torch.Tensor:
     batch = build_batch(samples, range(len(samples.lengths)), CPU, share_prefixes=False)
     with varlen_forward(model):
         hidden = hidden_states(model, batch)
-        summed, _ = CrossEntropy()(output_head(model), hidden[batch.rows], batch)
+        summed, _ = CrossEntropy()(output_head(model), hidden, batch)
         return summed / CrossEntropy().units(samples, range(len(samples.lengths)))
 
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import CancelledError
 from functools import partial
 from pathlib import Path
 
@@ -108,6 +109,15 @@ def test_a_pool_that_is_closed_early_leaves_no_process():
     assert workers_of(psutil.Process()) == before
 
 
+def test_a_pool_that_is_closed_takes_no_work_and_keeps_nobody_waiting():
+    with open_pool("local", 2) as pool:
+        begun = pool.map(work.square, range(50))
+        assert next(begun) == 0
+    for results in (begun, pool.map(work.square, range(3))):
+        with pytest.raises((WorkerError, CancelledError)):
+            list(results)
+
+
 @pytest.mark.parametrize("kind", ["local", pytest.param("ray", marks=pytest.mark.real)])
 def test_workers_that_always_die_are_an_error_that_says_so(kind: Kind, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("PYTHONPATH", WORKER_PATH)
@@ -192,5 +202,24 @@ def test_results_keep_their_order_on_a_ray_that_the_caller_started():
         "import ray, work, sys; from tunesmith.workers import open_pool; ray.init(num_cpus=2, logging_level='ERROR')\n"
         "with open_pool('ray', 2) as pool: assert list(pool.map(work.later_is_faster, range(12))) == list(range(12))\n"
         "assert ray.is_initialized()"
+    )
+    subprocess.run([sys.executable, "-c", program], env={**os.environ, "PYTHONPATH": WORKER_PATH}, check=True)
+
+
+@pytest.mark.real
+def test_two_machines_share_the_work_and_auto_is_as_many_workers_as_they_have_processors():
+    program = (
+        "import os, ray, work\n"
+        "from ray.cluster_utils import Cluster\n"
+        "from tunesmith.workers import open_pool\n"
+        "cluster = Cluster(initialize_head=True, head_node_args={'num_cpus': 1})\n"
+        "cluster.add_node(num_cpus=2)\n"
+        "os.environ['RAY_ADDRESS'] = cluster.address\n"
+        "with open_pool('ray', None) as pool:\n"
+        "  numbers, nodes = zip(*pool.map(work.node_of, range(24)))\n"
+        "  assert pool.num_workers == 3, pool.num_workers\n"
+        "assert numbers == tuple(range(24)) and len(set(nodes)) == 2, nodes\n"
+        "assert not ray.is_initialized()\n"
+        "cluster.shutdown()"
     )
     subprocess.run([sys.executable, "-c", program], env={**os.environ, "PYTHONPATH": WORKER_PATH}, check=True)

@@ -75,6 +75,14 @@ def process_id(_: int) -> int:
     return os.getpid()
 
 
+def node_of(number: int) -> tuple[int, str]:
+    """The machine of a Ray cluster that it was worked on."""
+    import ray
+
+    time.sleep(0.05)
+    return number, ray.get_runtime_context().get_node_id()
+
+
 def later_is_faster(number: int) -> int:
     time.sleep(0.5 / (1 + number))
     return number

@@ -98,7 +98,8 @@ def _stop(located: Located, added: set[str]) -> str:
         raise ModelError(
             f"the chat template ends an answer with {located.text[end:]!r}, which holds no token of this tokenizer, so "
             "the model could not learn to stop",
-            hint=f"templates that end an answer with the tokenizer's own end-of-sequence token: {eos_based}",
+            hint="add the token (base_model.add_tokens), or choose a template that ends an answer with the tokenizer's own "
+            f"end-of-sequence token: {eos_based}",
         )
     return found.group()
 

@@ -27,7 +27,10 @@ def convert(
         str, typer.Argument(metavar="IN", help="A file, a folder or a .zip; `IN#500` draws 500 examples.")
     ],
     target: Annotated[
-        Path, typer.Argument(metavar="OUT", help="The file to write: OUT.json is one list, others JSON lines.")
+        Path,
+        typer.Argument(
+            metavar="OUT", help="The file to write: OUT.json is one list; OUT.csv and OUT.parquet are tables."
+        ),
     ],
     to: Annotated[str, typer.Option("--to", help="alpaca, sharegpt, messages, csv or parquet.")],
     form: Annotated[str, typer.Option("--from", help="The form of IN; auto looks at the rows.")] = "auto",
@@ -58,7 +61,7 @@ Where = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 Html = Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Write it as one HTML page too.")]
 Model = Annotated[str | None, typer.Option("--model", metavar="NAME", help="Count tokens as this model does.")]
-MaxRows = Annotated[int, typer.Option(min=10, help="Rows looked at for clusters and near copies, drawn at random.")]
+NumRows = Annotated[int, typer.Option("-n", "--rows", min=1, help="How many rows to show.")]
 Seed = Annotated[int, typer.Option("--seed", help="Other seeds draw other rows.")]
 Chars = Annotated[int, typer.Option("--chars", min=1, help="Characters shown of a message.")]
 
@@ -71,8 +74,11 @@ def stats(
     source: RowsIn,
     html: Html = None,
     model: Model = None,
-    max_rows: MaxRows = 20_000,
-    clusters: Annotated[int, typer.Option(min=1, help="Clusters at most.")] = 12,
+    num_rows: Annotated[
+        int,
+        typer.Option("-n", "--rows", min=10, help="Rows looked at for clusters and near copies, drawn at random."),
+    ] = 20_000,
+    clusters: Annotated[int, typer.Option("--clusters", min=1, help="Clusters at most.")] = 12,
     seed: Seed = 17,
     form: Form = "auto",
     as_json: AsJson = False,
@@ -86,7 +92,7 @@ def stats(
         root=root,
         form=form,
         model=model,
-        max_rows=max_rows,
+        max_rows=num_rows,
         num_clusters=clusters,
         rng_seed=seed,
         html=html,
@@ -97,7 +103,7 @@ def stats(
 @app.command(epilog="Examples: `tunesmith data head talks.zip` · `tunesmith data head latest -n 3 --where split=test`")
 def head(
     source: RowsIn,
-    num_rows: Annotated[int, typer.Option("-n", "--rows", min=1, help="How many.")] = 5,
+    num_rows: NumRows = 5,
     where: Where = None,
     chars: Chars = 1000,
     form: Form = "auto",
@@ -116,7 +122,7 @@ def head(
 )
 def sample(
     source: RowsIn,
-    num_rows: Annotated[int, typer.Option("-n", "--rows", min=1, help="How many.")] = 5,
+    num_rows: NumRows = 5,
     seed: Seed = 17,
     where: Where = None,
     chars: Chars = 1000,
@@ -147,7 +153,7 @@ def diff(
     second: Annotated[str, typer.Argument(metavar="B", help="What is.")],
     html: Html = None,
     model: Model = None,
-    examples: Annotated[int, typer.Option(min=0, help="Rows shown of each kind.")] = 5,
+    num_rows: Annotated[int, typer.Option("-n", "--rows", min=0, help="How many rows to show of each kind.")] = 5,
     form: Form = "auto",
     as_json: AsJson = False,
     root: Root = None,
@@ -155,11 +161,11 @@ def diff(
     """Two data sets: rows of one alone, changed replies, rows that moved between train, test and left out."""
     from tunesmith.cli.data_diff import show_diff
 
-    show_diff(first, second, root=root, form=form, model=model, num_examples=examples, html=html, as_json=as_json)
+    show_diff(first, second, root=root, form=form, model=model, num_examples=num_rows, html=html, as_json=as_json)
 
 
 @app.command(
-    epilog="Examples: `tunesmith data review latest --sample 50` · `tunesmith data review talks.jsonl --overlay review.jsonl` · "
+    epilog="Examples: `tunesmith data review latest -n 50` · `tunesmith data review talks.jsonl --overlay review.jsonl` · "
     "`tunesmith data review --list`"
 )
 def review(
@@ -175,7 +181,7 @@ def review(
     ] = None,
     where: Where = None,
     num_rows: Annotated[
-        int | None, typer.Option("--sample", min=1, metavar="N", help="N rows, drawn at random.")
+        int | None, typer.Option("-n", "--rows", min=1, help="So many rows, drawn at random; none shows all.")
     ] = None,
     seed: Seed = 17,
     chars: Chars = 4000,
@@ -226,25 +232,25 @@ def unique(
 @app.command(
     name="map",
     epilog="Examples: `tunesmith data map alpaca.json --open` · `tunesmith data map latest/curate --of prompt` · "
-    "`tunesmith data map chats.zip#2000 --out chats.html --json chats.json` · `tunesmith data map --out empty.html`",
+    "`tunesmith data map chats.zip#2000 --html chats.html --points chats.json` · `tunesmith data map --html empty.html`",
 )
 def map_rows(
     source: Annotated[
         str | None, typer.Argument(metavar="IN", help="As for `head`; none writes an empty page to drop maps on.")
     ] = None,
-    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="The page to write.")] = Path("map.html"),
-    as_file: Annotated[
+    html: Annotated[Path, typer.Option("--html", metavar="FILE", help="The page to write.")] = Path("map.html"),
+    points: Annotated[
         Path | None,
-        typer.Option("--json", metavar="FILE", help="Write the map's JSON too: it can be dropped on any map."),
+        typer.Option("--points", metavar="FILE", help="Write the points as JSON too: it can be dropped on any map."),
     ] = None,
     of: Annotated[
         Literal["prompt", "reply", "conversation"], typer.Option("--of", help="The text that decides where a row lies.")
     ] = "conversation",
     clusters: Annotated[
-        int | None, typer.Option(min=1, max=200, help="Clusters; none takes sqrt(rows / 2), at most 24.")
+        int | None, typer.Option("--clusters", min=1, max=200, help="Clusters; none takes sqrt(rows / 2), at most 24.")
     ] = None,
-    points: Annotated[
-        int, typer.Option(min=1, max=200_000, help="Rows shown; beyond, they are drawn evenly.")
+    num_rows: Annotated[
+        int, typer.Option("-n", "--rows", min=1, max=200_000, help="Rows shown; beyond, they are drawn evenly.")
     ] = 50_000,
     umap: Annotated[
         bool | None, typer.Option("--umap/--no-umap", help="Whether UMAP follows the PCA; none: where it is installed.")
@@ -263,10 +269,10 @@ def map_rows(
         form=form,
         of=of,
         num_clusters=clusters,
-        max_rows=points,
+        max_rows=num_rows,
         with_umap=umap,
         rng_seed=seed,
-        page_path=out,
-        json_path=as_file,
+        page_path=html,
+        json_path=points,
         open_page=open_page,
     )

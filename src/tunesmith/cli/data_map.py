@@ -47,7 +47,7 @@ def write_map(
     if source is None:
         if json_path is not None:
             raise RecipeError(
-                "there is no IN to write JSON of", where="--json", hint="tunesmith data map IN --json FILE"
+                "there is no IN to write points of", where="--points", hint="tunesmith data map IN --points FILE"
             )
         _write(page_path, map_page(None))
         console.print(f"an empty page, for maps to be dropped on → {escape(str(page_path))}")
@@ -87,7 +87,7 @@ def write_map(
     projections = " and ".join(projection.title for projection in last.projections)
     console.print(f"{parts}; {projections} → {escape(str(page_path))}")
     if json_path is not None:
-        console.print(f"  its JSON → {escape(str(json_path))}")
+        console.print(f"  its points → {escape(str(json_path))}")
 
 
 _WORDS = {

@@ -15,7 +15,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from tunesmith import __version__
-from tunesmith.cli import data
+from tunesmith.cli import compare, data, merge, watch, weights
 from tunesmith.errors import EXTRAS, RecipeError, TunesmithError
 
 _INTERRUPTED = 130
@@ -32,6 +32,7 @@ app = typer.Typer(
 )
 
 app.add_typer(data.app)
+app.add_typer(weights.app)
 
 RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe file, or the folder it is in.")]
 Overrides = Annotated[
@@ -120,6 +121,11 @@ def models(
     from tunesmith.cli.listing import list_models
 
     list_models(fetch)
+
+
+app.command(epilog="Examples: `tunesmith watch` · `tunesmith watch desk-001 desk-002 --out curves.html`")(watch.watch)
+app.command(epilog="Example: `tunesmith compare desk-001 desk-002 --markdown`")(compare.compare)
+app.command(epilog=merge.EXAMPLES)(merge.merge)
 
 
 @app.command(epilog="Examples: `tunesmith serve latest` · `tunesmith serve smollm2-135m --port 9000`")

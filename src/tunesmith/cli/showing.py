@@ -14,6 +14,7 @@ from rich.text import Text
 
 from tunesmith.cli.terminal import duration
 from tunesmith.errors import StoreError, nearest
+from tunesmith.pipeline import artifact_in_force
 from tunesmith.store import Run, default_root, find_run, list_runs
 from tunesmith.types import Artifact, Conversation, Sample
 
@@ -199,7 +200,7 @@ def _show_tokens(console: Console, run: Run, tokenized: Artifact, row_id: str) -
     from tunesmith.model.catalog import base_model_path
     from tunesmith.stages.tokenize import load_sample
 
-    base = run.artifact("base_model")
+    base = artifact_in_force(run, "base_model")
     if base is None:
         raise StoreError("the run has no base model yet", where=run.name)
     sample = load_sample(tokenized, row_id)

@@ -1,6 +1,7 @@
 """Digests of rows as numbers in arrays: what millions of rows are compared by without being held.
 
-Owns no rule of likeness: which texts are digested is identity.py's.
+Owns no rule of likeness: which texts are digested is identity.py's. `first_equal` sorts digests that are all there;
+exact.ExactIndex takes texts as they come and normalises them, which a sort cannot.
 """
 
 from __future__ import annotations

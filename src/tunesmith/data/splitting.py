@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from tunesmith.types import Conversation, Message
 
@@ -69,7 +70,7 @@ def split_conversation(
     fields = {name: getattr(conversation, name) for name in ("source", "origin", "split", "licence")}
     total = len(pieces.kept)
     rows = [
-        Conversation(messages=kept, metadata={**conversation.metadata, "piece": f"{number}/{total}"}, **fields)
+        Conversation(messages=kept, metadata=_metadata(conversation, kept, f"{number}/{total}"), **fields)
         for number, kept in enumerate(pieces.kept, start=1)
     ]
     return rows, pieces
@@ -126,3 +127,13 @@ def _close(
         _close(units[middle:], lead, max_tokens, measure, pieces)
     else:
         pieces.kept.append(piece)
+
+
+def _metadata(conversation: Conversation, kept: list[Message], piece: str) -> dict[str, Any]:
+    """The whole's, with the weights of the messages that are in the piece."""
+    metadata = {**conversation.metadata, "piece": piece}
+    weights = metadata.get("weights")
+    if isinstance(weights, list) and len(weights) == len(conversation.messages):
+        weight_of = {id(message): weight for message, weight in zip(conversation.messages, weights, strict=True)}
+        metadata["weights"] = [weight_of[id(message)] for message in kept]
+    return metadata

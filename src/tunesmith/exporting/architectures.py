@@ -28,7 +28,8 @@ ARCHITECTURES = {
     "Qwen2ForCausalLM": Architecture(MODEL_ARCH.QWEN2),
     "Qwen3ForCausalLM": Architecture(MODEL_ARCH.QWEN3),
 }
-_ROPE_TYPES = ("default", "linear", "llama3")
+_ROPE_TYPES = ("default", "linear", "llama3", "yarn")
+_OWN_YARN = ("attention_factor", "mscale", "mscale_all_dim")  # llama.cpp has the paper's: 0.1 ln(factor) + 1
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,13 @@ def shape_of(config: dict[str, Any], where: Path) -> Shape:
             where=str(where),
             hint=f"supported: {', '.join(_ROPE_TYPES)}",
         )
+    odd = [key for key in _OWN_YARN if shape.rope["rope_type"] == "yarn" and shape.rope.get(key) is not None]
+    if odd or (shape.rope["rope_type"] == "yarn" and shape.rope.get("truncate") is False):
+        raise ExportError(
+            f"rotary scaling yarn with {odd[0] if odd else 'truncate: false'} cannot be written into a GGUF file",
+            where=str(where),
+            hint="the safetensors format works for every model",
+        )
     if config.get("hidden_act", "silu") != "silu":
         raise ExportError(f"the activation {config['hidden_act']!r} has no place in a GGUF file", where=str(where))
     if config.get("use_sliding_window") or (name == "MistralForCausalLM" and config.get("sliding_window")):
@@ -116,6 +124,12 @@ def add_shape(writer: GGUFWriter, shape: Shape) -> None:
     if rope["rope_type"] == "linear":
         writer.add_rope_scaling_type(RopeScalingType.LINEAR)
         writer.add_rope_scaling_factor(float(rope["factor"]))
+    elif rope["rope_type"] == "yarn":
+        writer.add_rope_scaling_type(RopeScalingType.YARN)
+        writer.add_rope_scaling_factor(float(rope["factor"]))
+        writer.add_rope_scaling_orig_ctx_len(int(rope["original_max_position_embeddings"]))
+        writer.add_rope_scaling_yarn_beta_fast(float(rope.get("beta_fast") or 32))
+        writer.add_rope_scaling_yarn_beta_slow(float(rope.get("beta_slow") or 1))
 
 
 def name_map(shape: Shape) -> TensorNameMap:

@@ -52,7 +52,7 @@ async def _questions(pen: Pen, chunk: Chunk, system_prompt: str | None, number: 
     drafts: list[Piece] = []
     for piece in within(pieces, count):
         drafts.append(await _answered(pen, chunk, piece, number) if isinstance(piece, Row) else piece)
-    place = {"document": chunk.name, "characters": [chunk.start, chunk.end]}
+    place = {**chunk.lineage.metadata(), "document": chunk.name, "characters": [chunk.start, chunk.end]}
     origin = f"document:{chunk.name}"  # questions on one document stay on one side of a split
     return Work(
         tuple(drafts), Frame(system_prompt, origin, metadata=place, licence=chunk.lineage.licence), completion.text

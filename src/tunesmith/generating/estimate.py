@@ -31,6 +31,13 @@ class Estimate(TypedDict):
     usd: float
 
 
+def _with_lists(section: Generate, calls: int) -> tuple[int, int]:
+    """Talks of `calls` requests that share the lists of a tree: one of subtopics, one of questions."""
+    if section.dialogue_topics == "seeds":
+        return calls, 1
+    return 2 + section.rows_per_request * calls, section.rows_per_request
+
+
 _CALLS: dict[str, Callable[[Generate], tuple[int, int]]] = {
     "self_instruct": lambda o: (1, o.rows_per_request),
     "distill": lambda o: (1, o.rows_per_request),
@@ -40,17 +47,17 @@ _CALLS: dict[str, Callable[[Generate], tuple[int, int]]] = {
     "questions": lambda o: (1, o.rows_per_request),
     "responses": lambda o: (1, 1),
     "question_response": lambda o: (1 + o.rows_per_request, o.rows_per_request),
-    "dialogue": lambda o: (1 if o.dialogue_form == "transcript" else 2 * o.max_rounds, 1),
+    "dialogue": lambda o: _with_lists(o, 1 if o.dialogue_form in ("transcript", "generated_chat") else 2 * o.max_rounds),
     "maths": lambda o: (
         1 + (o.num_votes * o.rows_per_request if o.answer_check == "majority" else 0), o.rows_per_request
     ),
     "evolve": lambda o: (3, 1),
-    "magpie": lambda o: (2, 1),
+    "magpie": lambda o: (2 * o.turns, 1),
     "back_translate": lambda o: (2, 1),
     "translate": lambda o: (2, 1),
     "documents": lambda o: (1 + o.rows_per_request, o.rows_per_request),
 }  # fmt: skip
-"""(requests, rows) of one item, where all is kept. translate: a row of two turns."""
+"""(requests, rows) of one item, where all is kept. translate: a row of two turns; back_translate: its first round."""
 
 _PROMPT_OF = {"questions": "question_response", "responses": "question_response"}
 _TEXTS_SHOWN = {

@@ -1,16 +1,17 @@
 """Whose terms a generated row stands under: those of the teacher that wrote it and of the examples it was made from.
 
-The table is data with a date. What it does not know is unknown, never allowed by silence.
+The table is data with a date, and says of each entry whether it was compared with its source. What it does not know is
+unknown, never allowed by silence.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib.resources import files
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 import yaml
@@ -29,11 +30,19 @@ _JOIN = " AND "
 
 @dataclass(frozen=True)
 class Terms:
-    """may_train: yes, with_conditions, no_competitors, no or unknown. licence: of the teacher's answers, None = unknown."""
+    """may_train: yes, with_conditions, no_competitors, no or unknown. licence: of the teacher's answers, None = unknown.
+    checked: the day on which the table's entry was compared with its source, False = never, None = no entry of the table."""
 
     may_train: str
     source: str
     licence: str | None = None
+    checked: str | Literal[False] | None = None
+
+    @property
+    def told(self) -> str:
+        """What is known, for messages: also how far it can be relied on."""
+        when = {None: "", False: "; not checked"}.get(self.checked, f"; checked on {self.checked}")
+        return f"{self.may_train} ({self.source}{when})"
 
     @property
     def allow_trade(self) -> bool:
@@ -47,7 +56,9 @@ def terms_of(section: TeacherSection, *, weights_licence: str | None, stated: st
     table = _table()
     if stated is not None:
         found = _by_licence(stated)
-        return Terms(found.may_train if found else "yes", "stated in the recipe", stated)
+        if found is None:
+            return Terms("yes", "stated in the recipe", stated)
+        return replace(found, source=f"stated in the recipe; {found.source}")
     if section.kind == "local":
         found = _by_licence(weights_licence or "")
         return found or Terms("unknown", f"licence of the weights: {weights_licence or 'not stated'}", weights_licence)
@@ -57,7 +68,7 @@ def terms_of(section: TeacherSection, *, weights_licence: str | None, stated: st
     entry = table["hosts"].get(host)
     if entry is None:
         return Terms("unknown", f"{host} is not in the table of {table['date']}")
-    return Terms(entry["may_train"], f"{entry['source']}; table of {table['date']}")
+    return _entry(entry, None)
 
 
 def require_trade(options: Generate, terms: Sequence[Terms]) -> None:
@@ -65,11 +76,28 @@ def require_trade(options: Generate, terms: Sequence[Terms]) -> None:
     for one in terms if options.require_commercial_use else ():
         if not one.allow_trade:
             raise RecipeError(
-                f"the teacher's terms do not allow training a model for commercial use: {one.may_train} ({one.source})",
+                f"the teacher's terms do not allow training a model for commercial use: {one.told}",
                 where="recipe.generate.require_commercial_use",
                 hint="choose a teacher under an open licence; where you know the terms of your own server's model, say so "
                 "with `generate.outputs_licence`",
             )
+
+
+def doubts(options: Generate, terms: Sequence[Terms]) -> list[str]:
+    """What to tell people who demand commercial use: terms that allow it by an entry that nobody has checked."""
+    asked = terms if options.require_commercial_use else ()
+    return [
+        f"commercial use is demanded, and the teacher's terms allow it only by an entry of the table that is not checked: "
+        f"{one.told}; read the source before you rely on it"
+        for one in asked
+        if one.allow_trade and one.checked is False
+    ]
+
+
+def joined_licences(licences: Iterable[str | None]) -> str | None:
+    """Several licences as one expression, each part once; None where none is known."""
+    parts = (part for licence in licences if licence for part in licence.split(_JOIN))
+    return _JOIN.join(dict.fromkeys(parts)) or None
 
 
 def seeds_for(options: Generate, seeds: Sequence[Conversation]) -> list[Conversation]:
@@ -128,7 +156,6 @@ class Stamp:
         made_from = [*row.metadata.get("seeds", ()), *filter(None, [row.metadata.get("like")])]
         given = [self._by_seed[seed] for seed in made_from if seed in self._by_seed]
         brought = row.licence.split(_JOIN) if row.licence else []
-        licences = list(dict.fromkeys([*brought, *filter(None, given), *self._licences]))
         terms = [one.may_train for one in self._terms]
         terms += filter(None, [row.metadata.get("teacher_may_train")])
         metadata: dict[str, Any] = {
@@ -138,14 +165,21 @@ class Stamp:
             and all(one in _ALLOWING for one in terms)
             and all(map(_allows_trade, [*brought, *given])),
         }
-        return row.model_copy(update={"licence": _JOIN.join(licences) or None, "metadata": metadata})
+        licence = joined_licences([row.licence, *given, *self._licences])
+        return row.model_copy(update={"licence": licence, "metadata": metadata})
 
 
 def _by_licence(licence: str) -> Terms | None:
     for entry in _table()["licences"]:
         if re.search(entry["match"], licence, re.IGNORECASE):
-            return Terms(entry["may_train"], f"{entry['source']}; table of {_table()['date']}", licence)
+            return _entry(entry, licence)
     return None
+
+
+def _entry(entry: Mapping[str, Any], licence: str | None) -> Terms:
+    checked = entry["checked"]
+    when = str(checked) if checked else False  # YAML reads a day as a date
+    return Terms(entry["may_train"], f"{entry['says']}: {entry['source']}; table of {_table()['date']}", licence, when)
 
 
 @cache

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any
 
 from tunesmith.generating.parsing import Broken, without_thoughts
-from tunesmith.types import Message
+from tunesmith.types import Message, Role
 
 _FENCE = re.compile(r"\A```[\w+-]*\n(?P<inside>.*)\n```\Z", re.DOTALL)
 _NUMBER = re.compile(r"^[ \t]*(?:#+[ \t]*)?(?:\d+[ \t]*[.):、．]|[-*•])[ \t]*")
@@ -19,11 +21,8 @@ _LEAD = re.compile(
 _QUOTES = {'"': '"', "“": "”", "'": "'", "「": "」"}
 _VERDICT = re.compile(r"\b(yes|no|true|false|equal|not equal)\b|(不相等|不是|相等|是|否)", re.IGNORECASE)
 _TRUE = {"yes", "true", "equal", "是", "相等"}
-_SPEAKER = re.compile(
-    r"^[ \t>*#\[]*(?P<name>human|user|assistant|ai|bot|用户|人类|助手|机器助手)[ \t]*\**\]?[ \t]*\**[ \t]*[:：]\**[ \t]*",
-    re.MULTILINE | re.IGNORECASE,
-)
-_PEOPLE = {"human", "user", "用户", "人类"}
+_PEOPLE = ("human", "user", "用户", "人类")
+_ASSISTANTS = ("assistant", "ai", "bot", "助手", "机器助手")
 
 
 def plain_text(text: str) -> str:
@@ -78,20 +77,25 @@ def verdict(text: str) -> bool | None:
     return None if found is None else found.group().lower() in _TRUE
 
 
-def transcript(text: str, *, cut: bool) -> list[Message] | Broken:
+def transcript(text: str, *, cut: bool, names: tuple[str, str] | None = None) -> list[Message] | Broken:
     """A dialogue written as `User: ...` and `Assistant: ...`, or as JSON messages. The last turn of a cut answer goes,
-    and so does a last turn that nobody answers. Broken where no whole exchange is left, or speakers do not alternate."""
+    and so does a last turn that nobody answers. Broken where no whole exchange is left, or speakers do not alternate.
+
+    names: of the person who becomes the user and of the one who becomes the assistant, where they have names of their own.
+    """
+    people, assistants = (_PEOPLE, _ASSISTANTS) if names is None else ((names[0],), (names[1],))
     body = without_thoughts(text)
-    turns = _json_turns(body) if body[:1] in "[{" else None
+    turns = _json_turns(body, people, assistants) if body[:1] in "[{" else None
     if turns is None:
-        turns = _labelled_turns(body)
+        turns = _labelled_turns(body, people, assistants)
     if cut and turns:
         turns.pop()
     if turns and turns[-1].role == "user":
         turns.pop()
     if not turns:
         reason = "cut_off" if cut and body else "unreadable"
-        return Broken(reason, "the answer holds no whole exchange of `User:` and `Assistant:`", text)
+        labels = ("User", "Assistant") if names is None else names
+        return Broken(reason, f"the answer holds no whole exchange of `{labels[0]}:` and `{labels[1]}:`", text)
     for number, turn in enumerate(turns):
         expected = "user" if number % 2 == 0 else "assistant"
         if turn.role != expected:
@@ -101,19 +105,33 @@ def transcript(text: str, *, cut: bool) -> list[Message] | Broken:
     return turns
 
 
-def _labelled_turns(body: str) -> list[Message]:
-    labels = list(_SPEAKER.finditer(body))
+def _labelled_turns(body: str, people: Sequence[str], assistants: Sequence[str]) -> list[Message]:
+    labels = list(_speaker((*people, *assistants)).finditer(body))
     ends = [label.start() for label in labels[1:]] + [len(body)] * bool(labels)
     return [
         Message(
-            role="user" if label["name"].lower() in _PEOPLE else "assistant",
+            role=_role(label["name"], people),
             content=body[label.end() : end].strip(" \t\n*"),
         )
         for label, end in zip(labels, ends, strict=True)
     ]
 
 
-def _json_turns(body: str) -> list[Message] | None:
+@cache
+def _speaker(names: tuple[str, ...]) -> re.Pattern[str]:
+    """A speaker's label at the start of a line, bold or not, with or without a remark in brackets."""
+    one_of = "|".join(map(re.escape, sorted(names, key=len, reverse=True)))
+    return re.compile(
+        rf"^[ \t>*#\[]*(?P<name>{one_of})[ \t]*(?:[(（][^)）\n]*[)）][ \t]*)?\**\]?[ \t]*\**[ \t]*[:：]\**[ \t]*",
+        re.MULTILINE | re.IGNORECASE,
+    )
+
+
+def _role(name: str, people: Sequence[str]) -> Role:
+    return "user" if name.lower() in {each.lower() for each in people} else "assistant"
+
+
+def _json_turns(body: str, people: Sequence[str], assistants: Sequence[str]) -> list[Message] | None:
     try:
         value: Any = json.loads(body)
     except (ValueError, RecursionError):
@@ -126,16 +144,22 @@ def _json_turns(body: str) -> list[Message] | None:
     for item in value:
         if not isinstance(item, dict):
             return None
-        if isinstance(item.get("user"), str) and isinstance(item.get("assistant"), str):  # one exchange
-            turns.append(Message(role="user", content=item["user"].strip()))
-            turns.append(Message(role="assistant", content=item["assistant"].strip()))
+        asked, answered = _said(item, ("user", *people)), _said(item, ("assistant", *assistants))
+        if asked is not None and answered is not None:  # one exchange
+            turns.append(Message(role="user", content=asked))
+            turns.append(Message(role="assistant", content=answered))
             continue
-        role = str(item.get("role") or item.get("from") or "").lower()
+        role = str(item.get("role") or item.get("from") or item.get("name") or "")
         content = item.get("content") or item.get("value") or item.get("text")
         if not role or not isinstance(content, str):
             return None
-        turns.append(Message(role="user" if role in _PEOPLE else "assistant", content=content.strip()))
+        turns.append(Message(role=_role(role, (*_PEOPLE, *people)), content=content.strip()))
     return turns
+
+
+def _said(item: Mapping[str, Any], names: Sequence[str]) -> str | None:
+    found = next((item[name] for name in names if isinstance(item.get(name), str)), None)
+    return None if found is None else found.strip()
 
 
 def _json_strings(body: str) -> list[str] | None:

@@ -75,13 +75,14 @@ class Workshop:
         self._concurrency = max(one.concurrency for one in (ctx.client, ctx.user_client) if one is not None)
         self._most_items = self._concurrency if slots else math.inf
 
-    async def write(self, work_on: WorkOn, items: Iterable[int] | None = None) -> None:
-        """Work on items 0, 1, 2 ... (or those given) until enough rows are kept or a hard stop is met.
+    async def write(self, work_on: WorkOn, items: Iterable[int] | None = None) -> int:
+        """Work on items 0, 1, 2 ... (or those given) until enough rows are kept or a hard stop is met; returns how many
+        were judged.
 
         Law: work_on(number) depends on the number, the recipe and the seeds alone. Then what comes out does not depend
         on concurrency, timing, interruptions, or on how many rows are wanted: a longer run begins with a shorter one.
         """
-        await self._run(iter(items if items is not None else count()), work_on)
+        return await self._run(iter(items if items is not None else count()), work_on)
 
     async def write_in_rounds(self, work_after: WorkAfter, *, first: int = 0) -> None:
         """As write(), where an item may look at rows kept before: work_after(number, kept, round).

@@ -20,12 +20,7 @@ class Draw:
     def __init__(self, sampling: SamplingParams, prompt: Sequence[int]) -> None:
         self._sampling = sampling
         self._counts: Counter[int] = Counter()
-        self._generator = torch.Generator()
-        if sampling.rng_seed is None:
-            self._generator.seed()
-        else:
-            # The prompt is part of the seed: different prompts of one evaluation must not share their luck.
-            self._generator.manual_seed(int(digest_json([sampling.rng_seed, list(prompt)])[:15], 16))
+        self._generator = generator_for(sampling.rng_seed, prompt)
 
     def next(self, logits: torch.Tensor) -> int:
         """The next token for fp32 logits (V,). Temperature 0 takes the most likely one, penalties counted in."""
@@ -46,6 +41,35 @@ class Draw:
         ids = torch.tensor(list(self._counts), device=logits.device)
         counts = torch.tensor(list(self._counts.values()), dtype=logits.dtype, device=logits.device)
         return logits.index_add(0, ids, -(counts * sampling.frequency_penalty + sampling.presence_penalty))
+
+
+def generator_for(rng_seed: int | None, prompt: Sequence[int], *numbers: int) -> torch.Generator:
+    """Random numbers of one request, from its seed, its prompt and further numbers that tell it apart; seed None = any."""
+    generator = torch.Generator()
+    if rng_seed is None:
+        generator.seed()
+    else:
+        # The prompt is part of the seed: different prompts of one evaluation must not share their luck.
+        generator.manual_seed(int(digest_json([rng_seed, list(prompt), *numbers])[:15], 16))
+    return generator
+
+
+def draw_tokens(
+    logits: torch.Tensor, generators: Sequence[torch.Generator], temperature: float
+) -> tuple[list[int], list[float]]:
+    """For logits (R, V): a token of each row from softmax(logits / temperature), and its log-probability in nats.
+
+    One uniform number of the row's own generator per token, turned into a token by the inverse of the distribution
+    function: all rows at once, and no row's token depends on another row.
+    """
+    log_probs = torch.log_softmax(logits.float() / temperature, dim=-1)  # (R, V)
+    # fp64: in fp32 the sum's rounding at the end of a large vocabulary is a token's whole probability
+    reached = log_probs.exp().cumsum(-1, dtype=torch.float64)
+    luck = torch.cat([torch.rand(1, generator=each, dtype=torch.float64) for each in generators]).to(logits.device)
+    total = reached[:, -1]
+    wanted = torch.minimum(luck * total, torch.nextafter(total, torch.zeros_like(total)))
+    tokens = torch.searchsorted(reached, wanted[:, None], right=True)  # the first token reached only beyond `wanted`
+    return tokens[:, 0].tolist(), log_probs.gather(1, tokens)[:, 0].tolist()
 
 
 def truncate(chances: torch.Tensor, sampling: SamplingParams) -> torch.Tensor:

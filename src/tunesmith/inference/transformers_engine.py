@@ -15,16 +15,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from transformers.cache_utils import DynamicCache
 
 from tunesmith.errors import EngineError
 from tunesmith.inference.drawing import Draw
-from tunesmith.inference.kv_slots import ROW_MULTIPLE, Layers, SlotCache, StepMask, layers_of, round_up, seeded
+from tunesmith.inference.forward import Prefill, check_attention, context_length_of, decode_step, refuse_infinite
+from tunesmith.inference.kv_slots import SlotCache, StepMask
 from tunesmith.protocols import Prompt
 from tunesmith.types import Completion, FinishReason, SamplingParams, Usage
-
-_CHUNK_TOKENS = 512
-"""Tokens of one sequence that go through the model at once: bounds the memory of long rows."""
 
 
 @dataclass
@@ -54,13 +51,13 @@ class TransformersEngine:
     def __init__(
         self, model: Any, *, decode: Callable[[Sequence[int]], str], batch_size: int, shared_prefix: Sequence[int] = ()
     ) -> None:
-        _check_attention(model)
+        check_attention(model)
         self._model = model
         self._decode = decode
         self._batch_size = batch_size
-        self._context_length = _context_length(model)
+        self._context_length = context_length_of(model)
         self._mask = StepMask(model.config, model.dtype)
-        self._prefix = _Prefix(model, shared_prefix)
+        self._prefix = Prefill(model, shared_prefix)
 
     @torch.inference_mode()
     def generate(
@@ -102,7 +99,7 @@ class TransformersEngine:
 
     def close(self) -> None:
         """Forget the shared prefix. The model belongs to the caller."""
-        self._prefix = _Prefix(self._model, ())
+        self._prefix = Prefill(self._model, ())
 
     def _run(self, waiting: deque[_Row], sampling: SamplingParams, finish: Callable[[int, Completion], None]) -> None:
         running: list[_Row] = []  # row i lives in slot i
@@ -135,22 +132,11 @@ class TransformersEngine:
 
     def _step(self, running: list[_Row], slots: SlotCache) -> torch.Tensor:
         """Logits (R, V) after the last token of every running row."""
-        # Rows that only fill up the shape write to place 0 of slots that are not in use.
-        spare = [0] * (round_up(len(running), ROW_MULTIPLE) - len(running))
-        device = self._model.device
-        last = torch.tensor([row.ids[-1] for row in running] + spare, device=device)  # (R,)
-        positions = torch.tensor([row.length for row in running] + spare, device=device)  # (R,)
-        width = slots.prepare(positions)
-        logits = self._model(
-            input_ids=last[:, None],
-            attention_mask=self._mask.build(positions, width),
-            position_ids=positions[:, None],
-            past_key_values=slots,
-            use_cache=True,
-        ).logits
+        tokens, lengths = [row.ids[-1] for row in running], [row.length for row in running]
+        logits = decode_step(self._model, self._mask, slots, tokens, lengths)
         for row in running:
             row.length += 1
-        return logits[: len(running), -1]
+        return logits
 
     def _take(self, row: _Row, token: int, sampling: SamplingParams) -> Completion | None:
         """Give a row its next token; the answer where it ends with that, None while it goes on."""
@@ -187,64 +173,9 @@ def common_prefix(sequences: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
     return first[:length]
 
 
-class _Prefix:
-    """Runs single sequences through the model, and the ids that many of them start with only once."""
-
-    def __init__(self, model: Any, ids: Sequence[int]) -> None:
-        self._model = model
-        self._ids = tuple(ids)
-        self._layers: Layers | None = None
-
-    def extend(self, ids: Sequence[int]) -> tuple[Layers, torch.Tensor]:
-        """Keys and values of the whole sequence, and the logits (1, V) after its last token."""
-        cache, start = self._start(ids, len(ids) - 1)
-        return self._forward(cache, ids, start)
-
-    def _start(self, ids: Sequence[int], longest: int) -> tuple[DynamicCache, int]:
-        """A cache to continue from and the number of ids in it, at most `longest`."""
-        length = len(self._ids)
-        if not length or length > longest or tuple(ids[:length]) != self._ids:
-            return DynamicCache(), 0
-        if self._layers is None:
-            self._layers, _ = self._forward(DynamicCache(), self._ids, 0)
-        return seeded(self._layers), length
-
-    def _forward(self, cache: DynamicCache, ids: Sequence[int], start: int) -> tuple[Layers, torch.Tensor]:
-        logits = torch.empty(0)
-        for first in range(start, len(ids), _CHUNK_TOKENS):
-            piece = ids[first : first + _CHUNK_TOKENS]
-            logits = self._model(
-                input_ids=torch.tensor([piece], device=self._model.device),
-                position_ids=torch.arange(first, first + len(piece), device=self._model.device)[None],
-                past_key_values=cache,
-                use_cache=True,
-                logits_to_keep=1,
-            ).logits
-        return layers_of(cache), logits[0]
-
-
 def _pick(logits: torch.Tensor, rows: Sequence[_Row], sampling: SamplingParams) -> list[int]:
     """The next token of each row, for logits (R, V)."""
-    best = logits.max(dim=-1)
-    if not bool(torch.isfinite(best.values).all()):
-        raise EngineError(
-            "the model computes logits that are not finite",
-            hint="its weights are damaged, or the precision is too low: try `--set runtime.precision=fp32`",
-        )
+    refuse_infinite(logits)
     if not (sampling.temperature or sampling.frequency_penalty or sampling.presence_penalty):
-        return best.indices.tolist()
+        return logits.max(dim=-1).indices.tolist()
     return [row.draw.next(values.float()) for row, values in zip(rows, logits, strict=True)]
-
-
-def _check_attention(model: Any) -> None:
-    kind = getattr(model.config, "_attn_implementation", None)
-    if kind not in ("sdpa", "eager"):
-        raise EngineError(
-            f"the model was loaded with attention {kind!r}, and this engine needs 'sdpa' or 'eager'",
-            hint="load it with attn_implementation='sdpa'",
-        )
-
-
-def _context_length(model: Any) -> int:
-    length = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
-    return int(length) if length else 1 << 62  # a model without a table of positions has no end

@@ -124,7 +124,7 @@ def _known(name: str, known: Sequence[str], where: str) -> str:
     if name not in known:
         close = nearest(name, known)
         raise RecipeError(
-            f"neither the output schema nor any test row has a field {name!r}",
+            f"neither the output schema nor any row has a field {name!r}",
             where=where,
             hint=f"did you mean {close!r}?" if close else f"fields: {', '.join(known) or 'none'}",
         )

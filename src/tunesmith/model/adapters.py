@@ -1,7 +1,7 @@
-"""LoRA adapters: added to a loaded model, written and read in PEFT's exact file format, merged into the base.
+"""LoRA and DoRA adapters: added to a loaded model, written and read in PEFT's exact file format, merged into the base.
 
-Owns the low-rank map (Hu et al. 2021, arXiv 2106.09685: y = W x + (alpha / rank) B A x), which linear maps get one, and
-the two files. Refuses to know optimisers, losses and data.
+Owns which linear maps get one, how it is initialised (Hu et al. 2021, arXiv 2106.09685; rsLoRA: Kalajdzievski 2023, arXiv
+2312.03732), and the two files. The layers are low_rank.py's. Refuses to know optimisers, losses and data.
 """
 
 from __future__ import annotations
@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from tunesmith.errors import ModelError, RecipeError, nearest
+from tunesmith.model.low_rank import DoraLinear, LoraLinear, is_linear
 from tunesmith.store import write_atomic
 
 WEIGHTS = "adapter_model.safetensors"
@@ -28,6 +29,8 @@ CONFIG = "adapter_config.json"
 ALL_LINEAR = "all-linear"
 
 _PREFIX = "base_model.model."  # PEFT wraps a model twice, and its keys say so
+_MAGNITUDE = "lora_magnitude_vector"  # PEFT's files have it without ".weight"
+_DRAWN_BESIDE = ("gaussian", "eva", "orthogonal")  # ways of drawing A and B that leave the base as it is
 
 
 @dataclass(frozen=True)
@@ -40,78 +43,25 @@ class AdapterConfig:
     targets: tuple[str, ...]  # full module paths: "model.layers.0.self_attn.q_proj"
     target_names: tuple[str, ...]  # what PEFT's target_modules says to mean exactly these paths
     base_model: str  # name for people and other programs; never a path of this machine
+    use_dora: bool = False
+    use_rslora: bool = False
+    fan_in_fan_out: bool = False  # the maps are Conv1D, which stores W as (in, out)
 
     @property
     def scale(self) -> float:
-        """What the added map counts: alpha / rank."""
-        return self.alpha / self.rank
-
-
-class _LowRank(torch.autograd.Function):
-    """y = x W^T (+ bias) + scale (x A^T) B^T with W and bias frozen. Saves x and x A^T, forms no product of size W."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        x: torch.Tensor,
-        weight: torch.Tensor,
-        bias: torch.Tensor | None,
-        a: torch.Tensor,
-        b: torch.Tensor,
-        scale: float,
-    ) -> torch.Tensor:
-        flat = x.reshape(-1, x.shape[-1])  # (N, I)
-        low = flat @ a.t()  # (N, R)
-        out = F.linear(flat, weight, bias)  # (N, O)
-        out.addmm_(low, b.t(), alpha=scale)
-        ctx.save_for_backward(flat, weight, a, b, low)
-        ctx.scale, ctx.shape = scale, x.shape
-        return out.view(*x.shape[:-1], out.shape[-1])
-
-    @staticmethod
-    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        flat, weight, a, b, low = ctx.saved_tensors
-        grad = grads[0].reshape(-1, grads[0].shape[-1])  # (N, O)
-        grad_low = (grad @ b).mul_(ctx.scale)  # (N, R)
-        grad_a = grad_low.t() @ flat if ctx.needs_input_grad[3] else None
-        grad_b = (grad.t() @ low).mul_(ctx.scale) if ctx.needs_input_grad[4] else None
-        grad_x = None
-        if ctx.needs_input_grad[0]:
-            grad_x = (grad @ weight).addmm_(grad_low, a).view(ctx.shape)
-        return grad_x, None, None, grad_a, grad_b, None
-
-
-class LoraLinear(nn.Module):
-    """A frozen linear map with a trainable low-rank one beside it. lora_A (rank, in), lora_B (out, rank)."""
-
-    def __init__(self, base: nn.Linear, rank: int, scale: float, dropout: float) -> None:
-        super().__init__()
-        self.base = base.requires_grad_(False)
-        self.scale = scale
-        self.dropout = dropout
-        like: dict[str, Any] = {"dtype": torch.float32, "device": base.weight.device}
-        self.lora_A = nn.Parameter(torch.zeros(rank, base.in_features, **like))
-        self.lora_B = nn.Parameter(torch.zeros(base.out_features, rank, **like))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(..., in) -> (..., out), in the dtype of the base weight."""
-        a, b = self.lora_A.to(x.dtype), self.lora_B.to(x.dtype)
-        if self.training and self.dropout > 0:
-            low = F.linear(F.dropout(x, self.dropout), a)
-            return torch.add(self.base(x), F.linear(low, b), alpha=self.scale)
-        return _LowRank.apply(x, self.base.weight, self.base.bias, a, b, self.scale)  # pyright: ignore[reportReturnType]
-
-    def merged_weight(self) -> torch.Tensor:
-        """W + scale B A, computed in fp32 and cast once to the dtype of W."""
-        weight = self.base.weight
-        delta = self.lora_B.float() @ self.lora_A.float()
-        return (weight.float() + self.scale * delta).to(weight.dtype)
+        """What the added map counts: alpha / rank, for rsLoRA alpha / sqrt(rank)."""
+        return self.alpha / (math.sqrt(self.rank) if self.use_rslora else self.rank)
 
 
 def linear_paths(model: nn.Module) -> list[str]:
-    """Paths of the linear maps that may get an adapter: every nn.Linear except the output head."""
+    """Paths of the linear maps that may get an adapter: every one (Conv1D too) except the output head."""
     head = model.get_output_embeddings() if isinstance(model, PreTrainedModel) else None
-    return [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and module is not head]
+    return [name for name, module in model.named_modules() if is_linear(module) and module is not head]
+
+
+def store_transposed(model: nn.Module, targets: Sequence[str]) -> bool:
+    """Whether the targets are Conv1D maps: what PEFT calls fan_in_fan_out."""
+    return any(isinstance(model.get_submodule(path), Conv1D) for path in targets)
 
 
 def choose_targets(model: nn.Module, wanted: Sequence[str]) -> tuple[str, ...]:
@@ -145,20 +95,21 @@ def choose_targets(model: nn.Module, wanted: Sequence[str]) -> tuple[str, ...]:
 def target_names(model: nn.Module, targets: Sequence[str]) -> tuple[str, ...]:
     """The last parts of the paths where these mean the targets and nothing else of the model, else the full paths."""
     leaves = {path.rpartition(".")[2] for path in targets}
-    every = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    every = [name for name, module in model.named_modules() if is_linear(module)]
     meant = {path for path in every if path.rpartition(".")[2] in leaves}
     return tuple(sorted(leaves if meant == set(targets) else targets))
 
 
 def add_adapter(model: nn.Module, config: AdapterConfig, rng_seed: int) -> None:
-    """Freeze the model and put a LoraLinear in the place of every target; A is drawn as PEFT does, B is zero.
+    """Freeze the model and put a LoraLinear (or DoraLinear) in the place of every target; A is drawn as PEFT does, B is
+    zero, DoRA's magnitudes are the lengths of the rows of W.
 
     The draw is made in fp32 on the CPU, in the order of the targets, so it depends on the seed alone.
     """
     model.requires_grad_(False)
     generator = torch.Generator().manual_seed(rng_seed)
     for layer in _attach(model, config):
-        bound = 1 / math.sqrt(layer.base.in_features)  # Kaiming uniform with a = sqrt(5)
+        bound = 1 / math.sqrt(layer.lora_A.shape[1])  # Kaiming uniform with a = sqrt(5)
         drawn = torch.empty(layer.lora_A.shape).uniform_(-bound, bound, generator=generator)
         layer.lora_A.data.copy_(drawn)
 
@@ -175,7 +126,10 @@ def save_adapter(folder: Path, config: AdapterConfig, weights: Mapping[str, torc
     """
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {
-        f"{_PREFIX}{name}.weight": weights[name].detach().to("cpu", torch.float32).contiguous()
+        f"{_PREFIX}{name}{'' if name.endswith(_MAGNITUDE) else '.weight'}": weights[name]
+        .detach()
+        .to("cpu", torch.float32)
+        .contiguous()
         for name in sorted(weights)
     }
     write_atomic(folder / WEIGHTS, save(tensors, metadata={"format": "pt"}))
@@ -184,7 +138,7 @@ def save_adapter(folder: Path, config: AdapterConfig, weights: Mapping[str, torc
         "auto_mapping": None,
         "base_model_name_or_path": config.base_model,
         "bias": "none",
-        "fan_in_fan_out": False,
+        "fan_in_fan_out": config.fan_in_fan_out,
         "inference_mode": True,
         "init_lora_weights": True,
         "layer_replication": None,
@@ -200,16 +154,16 @@ def save_adapter(folder: Path, config: AdapterConfig, weights: Mapping[str, torc
         "revision": None,
         "target_modules": list(config.target_names),
         "task_type": "CAUSAL_LM",
-        "use_dora": False,
-        "use_rslora": False,
+        "use_dora": config.use_dora,
+        "use_rslora": config.use_rslora,
     }
     write_atomic(folder / CONFIG, (json.dumps(fields, indent=2, sort_keys=True) + "\n").encode())
 
 
 def load_adapter(model: nn.Module, folder: Path) -> AdapterConfig:
     """Attach the adapter of a folder (ours or PEFT's) to a model, frozen. ModelError where anything is missing or
-    left over, has another shape, or asks for a kind of adapter that is not plain LoRA."""
-    fields = _read_config(folder / CONFIG)
+    left over, has another shape, or asks for a kind of adapter that is neither LoRA nor DoRA."""
+    fields = read_fields(folder)
     targets = _targets_of(model, fields["target_modules"], folder)
     config = AdapterConfig(
         rank=int(fields["r"]),
@@ -218,20 +172,20 @@ def load_adapter(model: nn.Module, folder: Path) -> AdapterConfig:
         targets=targets,
         target_names=target_names(model, targets),
         base_model=str(fields.get("base_model_name_or_path") or ""),
+        use_dora=bool(fields.get("use_dora")),
+        use_rslora=bool(fields.get("use_rslora")),
+        fan_in_fan_out=store_transposed(model, targets),
     )
-    tensors = read_tensors(folder / WEIGHTS)
+    found = read_weights(folder)
     model.requires_grad_(False)
     _attach(model, config)
-    found = {name.removeprefix(_PREFIX).removesuffix(".weight"): tensor for name, tensor in tensors.items()}
     expected = {
-        f"{path}.{part}": getattr(layer, part)
-        for path, layer in adapter_layers(model).items()
-        for part in ("lora_A", "lora_B")
+        f"{path}.{part}": getattr(layer, part) for path, layer in adapter_layers(model).items() for part in layer.parts
     }
     missing, extra = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
     if missing or extra:
         raise ModelError(
-            f"the adapter has {len(found)} matrices, expected {len(expected)}"
+            f"the adapter has {len(found)} tensors, expected {len(expected)}"
             + (f"; missing {missing[0]}" if missing else "")
             + (f"; unexpected {extra[0]}" if extra else ""),
             where=str(folder / WEIGHTS),
@@ -249,6 +203,12 @@ def load_adapter(model: nn.Module, folder: Path) -> AdapterConfig:
     return config
 
 
+def read_weights(folder: Path) -> dict[str, torch.Tensor]:
+    """Tensors of an adapter by parameter name ("...q_proj.lora_A"). ModelError where the file is missing or damaged."""
+    tensors = read_tensors(folder / WEIGHTS)
+    return {name.removeprefix(_PREFIX).removesuffix(".weight"): tensor for name, tensor in tensors.items()}
+
+
 def merge_adapter(model: PreTrainedModel) -> PreTrainedModel:
     """Fold every adapter into its base weight (fp32 arithmetic, one cast) and put the plain linear maps back.
 
@@ -257,6 +217,8 @@ def merge_adapter(model: PreTrainedModel) -> PreTrainedModel:
     layers = adapter_layers(model)
     if not layers:
         raise ModelError(f"this {type(model).__name__} has no adapter to merge")
+    if any(layer.quantised for layer in layers.values()):
+        raise ModelError("an adapter cannot be merged into 4-bit weights without loss", hint="load the base in fp32")
     with torch.no_grad():
         for path, layer in layers.items():
             layer.base.weight.copy_(layer.merged_weight())
@@ -278,9 +240,10 @@ def _attach(model: nn.Module, config: AdapterConfig) -> list[LoraLinear]:
     layers: list[LoraLinear] = []
     for path in config.targets:
         base = model.get_submodule(path)
-        if not isinstance(base, nn.Linear):
+        if not is_linear(base):
             raise ModelError(f"{path} is a {type(base).__name__}, expected a linear map without an adapter")
-        layer = LoraLinear(base, config.rank, config.scale, config.dropout).train(model.training)
+        kind = DoraLinear if config.use_dora else LoraLinear
+        layer = kind(base, config.rank, config.scale, config.dropout).train(model.training)
         _replace(model, path, layer)
         layers.append(layer)
     return layers
@@ -301,7 +264,9 @@ def _targets_of(model: nn.Module, names: Any, folder: Path) -> tuple[str, ...]:
         ) from error
 
 
-def _read_config(path: Path) -> dict[str, Any]:
+def read_fields(folder: Path) -> dict[str, Any]:
+    """What adapter_config.json says. ModelError where it is missing, or asks for what is not supported, by name."""
+    path = folder / CONFIG
     try:
         fields = json.loads(path.read_bytes())
     except FileNotFoundError:
@@ -314,17 +279,19 @@ def _read_config(path: Path) -> dict[str, Any]:
     if absent:
         raise ModelError(f"`{absent[0]}` is missing", where=str(path))
     for key in (
-        "use_dora",
-        "use_rslora",
         "modules_to_save",
         "rank_pattern",
         "alpha_pattern",
-        "fan_in_fan_out",
         "layers_to_transform",
         "layer_replication",
+        "lora_bias",
+        "alora_invocation_tokens",
     ):
         if fields.get(key):
             raise ModelError(f"`{key}: {fields[key]}` is not supported", where=str(path), hint="merge it with PEFT")
+    drawn = fields.get("init_lora_weights", True)
+    if isinstance(drawn, str) and drawn not in _DRAWN_BESIDE:  # PiSSA and its like change the base weights too
+        raise ModelError(f"`init_lora_weights: {drawn}` is not supported", where=str(path), hint="merge it with PEFT")
     if fields.get("bias", "none") != "none":
         raise ModelError(f"`bias: {fields['bias']}` is not supported", where=str(path), hint="merge it with PEFT")
     return fields

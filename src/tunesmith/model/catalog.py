@@ -21,7 +21,7 @@ from tunesmith.model import cache, folder, hub, packages
 from tunesmith.model.builtin import BuiltIn, built_in_models
 from tunesmith.model.gguf import convert_gguf, convert_gguf_tokenizer, read_gguf_metadata
 from tunesmith.protocols import EventSink
-from tunesmith.store import write_atomic
+from tunesmith.store import MANIFEST, write_atomic
 from tunesmith.types import Artifact
 
 RECORD = "tunesmith.json"  # what is known about a fetched model, inside its folder
@@ -76,8 +76,8 @@ class ModelListing:
 def fetch_model(name: str, *, revision: str | None = None, events: EventSink) -> FetchedModel:
     """Make a model's transformers folder available, downloading and converting what is missing.
 
-    name: a built-in name, a hub id (`org/name`), a folder, or a .gguf file. Safe to kill and safe to run twice at
-    once. ModelError says what could not be had and what to do instead.
+    name: a built-in name, a hub id (`org/name`), a folder (of a run or its checkpoint: the tuned model), or a .gguf
+    file. Safe to kill and safe to run twice at once. ModelError says what could not be had and what to do instead.
     """
     if name in built_in_models():
         return _fetch_built_in(built_in_models()[name], revision, events)
@@ -87,7 +87,7 @@ def fetch_model(name: str, *, revision: str | None = None, events: EventSink) ->
     if path.suffix == ".gguf":
         return _fetch_gguf_file(path, events)
     if path.is_dir():
-        return _local_folder(name, path.absolute())
+        return _local_folder(name, _whole_folder(path.absolute(), events))
     if path.is_file():
         folder.refuse_pickles([path.name], str(path))
         raise ModelError("a model is a folder or a .gguf file", where=str(path))
@@ -119,7 +119,7 @@ def base_model_path(artifact: Artifact) -> Path:
     where the weights there are no longer those the run recorded."""
     location = orjson.loads(artifact.file("logs/location.json").read_bytes())
     recorded = artifact.facts["weights_digest"]
-    path = Path(location["path"])
+    path = artifact.path / location["path"]  # an extended model lies inside the artifact
     if (path / "config.json").is_file():
         found = folder.inspect_folder(path).weights_digest
     else:
@@ -278,6 +278,15 @@ def _fetch_from_hub(name: str, repository: str, revision: str | None, events: Ev
                 revision=snapshot.commit,
                 asked_revision=revision,
             )
+
+
+def _whole_folder(path: Path, events: EventSink) -> Path:
+    """The folder itself; for a run or its checkpoint that of the whole tuned model."""
+    if not any((path / name).is_file() for name in ("run.json", MANIFEST)):
+        return path
+    from tunesmith.model.tuned import whole_folder  # loads torch
+
+    return whole_folder(path, events)
 
 
 def _local_folder(name: str, path: Path) -> FetchedModel:

@@ -35,12 +35,10 @@ def inspect_folder(path: Path) -> FolderFacts:
     config = read_config(path)
     refuse_remote_code(path)
     files = weight_files(path)
-    text_config = config.get("text_config") or config
-    context_length = text_config.get("max_position_embeddings") or text_config.get("n_positions")
     architectures = config.get("architectures")
-    if not architectures or not context_length:
-        missing = "architectures" if not architectures else "max_position_embeddings"
-        raise ModelError(f"config.json has no `{missing}`", where=str(path / "config.json"))
+    if not architectures:
+        raise ModelError("config.json has no `architectures`", where=str(path / "config.json"))
+    context_length = context_length_of(config, path / "config.json")
     if "quantization_config" in config:
         raise ModelError(
             "the weights are quantised, and training needs them whole",
@@ -51,7 +49,7 @@ def inspect_folder(path: Path) -> FolderFacts:
         weights_digest=digest_json([[file.name, digest_large_file(file)] for file in files]),
         num_parameters=sum(_count_parameters(file) for file in files),
         architecture=str(architectures[0]),
-        context_length=int(context_length),
+        context_length=context_length,
         licence=_licence_of(path),
     )
 
@@ -64,6 +62,18 @@ def read_config(path: Path) -> dict[str, Any]:
             "this folder holds an adapter, not a model", where=str(path), hint="name the model it was trained on"
         )
     return _read_json(config_path)
+
+
+def context_length_of(config: dict[str, Any], where: Path) -> int:
+    """Tokens the model of a config.json reads. With dynamic scaling its limit is the length at which scaling begins."""
+    inner = config.get("text_config") or config
+    limit = inner.get("max_position_embeddings") or inner.get("n_positions")
+    if not limit:
+        raise ModelError("config.json has no `max_position_embeddings`", where=str(where))
+    rope = {**(inner.get("rope_scaling") or {}), **(inner.get("rope_parameters") or {})}
+    if (rope.get("rope_type") or rope.get("type")) == "dynamic":
+        return round(limit * float(rope.get("factor") or 1))
+    return int(limit)
 
 
 def refuse_remote_code(path: Path) -> None:

@@ -13,9 +13,10 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from tunesmith.errors import ModelError
-from tunesmith.model.adapters import load_adapter
+from tunesmith.model.adapters import linear_paths, load_adapter
 from tunesmith.model.folder import read_config, read_safetensors_header, refuse_remote_code, weight_files
 from tunesmith.model.gguf import quiet_transformers
+from tunesmith.model.quantised import loading_options, round_like_4_bits
 from tunesmith.types import Artifact
 
 ADAPTER_DIR = "adapter"
@@ -24,10 +25,16 @@ ADAPTER_DIR = "adapter"
 MODEL_DIR = "model"
 """Folder of a checkpoint artifact that holds a whole model (full fine-tuning)."""
 
+ADAPTER_METHODS = ("lora", "dora", "qlora")
+"""Methods of training whose checkpoint holds an adapter."""
 
-def load_model(path: Path, *, device: str, dtype: torch.dtype) -> PreTrainedModel:
+
+def load_model(path: Path, *, device: str, dtype: torch.dtype, quantised: bool = False) -> PreTrainedModel:
     """A causal language model in eval mode. Raises ModelError for a folder that is missing, damaged, incomplete, pickled,
-    or needs code of its own."""
+    or needs code of its own.
+
+    quantised: its linear maps in 4 bits, by bitsandbytes (MissingExtra without it), the rest in `dtype`.
+    """
     if not path.is_dir():
         raise ModelError("there is no such model folder", where=str(path))
     read_config(path)
@@ -35,6 +42,7 @@ def load_model(path: Path, *, device: str, dtype: torch.dtype) -> PreTrainedMode
     for file in weight_files(path):
         read_safetensors_header(file)
     options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+    more = loading_options(device) if quantised else {}
     try:
         with quiet_transformers():
             config = AutoConfig.from_pretrained(path, **options)
@@ -44,7 +52,7 @@ def load_model(path: Path, *, device: str, dtype: torch.dtype) -> PreTrainedMode
                 dtype=dtype,
                 use_safetensors=True,
                 output_loading_info=True,
-                attn_implementation="sdpa",
+                **more,
                 **options,
             )
     except (OSError, ValueError, KeyError, RuntimeError) as error:
@@ -52,20 +60,26 @@ def load_model(path: Path, *, device: str, dtype: torch.dtype) -> PreTrainedMode
         raise ModelError(f"transformers cannot load this model: {first}", where=str(path)) from error
     model, info = cast("tuple[PreTrainedModel, dict[str, Any]]", loaded)
     _check_whole(info, path)
+    if quantised:  # transformers put it on its device and refuses to move it
+        return model.eval()
     return cast("PreTrainedModel", model.to(torch.device(device)).eval())  # pyright: ignore[reportArgumentType]
 
 
 def load_checkpoint(checkpoint: Artifact, base_dir: Path, *, device: str, dtype: torch.dtype) -> PreTrainedModel:
     """The model a train stage made: the base with its adapter active, or the whole tuned model. Eval mode.
 
-    base_dir: folder of the base model it was trained on (read for method lora only).
+    base_dir: folder of the base model it was trained on (not read for method full). For method qlora its linear maps get
+    the values that they had in 4 bits.
     """
     method = checkpoint.facts.get("method")
     if method == "full":
         return load_model(checkpoint.path / MODEL_DIR, device=device, dtype=dtype)
-    if method != "lora":
-        raise ModelError(f"expected a checkpoint of method lora or full, found {method!r}", where=str(checkpoint.path))
+    if method not in ADAPTER_METHODS:
+        expected = ", ".join((*ADAPTER_METHODS, "full"))
+        raise ModelError(f"expected a checkpoint of method {expected}, found {method!r}", where=str(checkpoint.path))
     model = load_model(base_dir, device=device, dtype=dtype)
+    if method == "qlora":
+        round_like_4_bits(model, linear_paths(model))
     load_adapter(model, checkpoint.path / ADAPTER_DIR)
     return model
 

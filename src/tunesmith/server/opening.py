@@ -12,6 +12,7 @@ from pathlib import Path
 from tunesmith.chat.renderer import Renderer
 from tunesmith.errors import ModelError, StoreError, TemplateMismatch, TunesmithError
 from tunesmith.model.catalog import base_model_path, fetch_gguf, fetch_model
+from tunesmith.pipeline import artifact_in_force
 from tunesmith.protocols import EventSink
 from tunesmith.store import Run, find_run
 from tunesmith.types import Artifact, Task
@@ -52,7 +53,7 @@ def open_model(reference: str, root: Path, events: EventSink) -> OpenedModel:
 
 
 def _open_run(run: Run) -> OpenedModel:
-    exported, base = run.artifact("export"), run.artifact("base_model")
+    exported, base = run.artifact("export"), artifact_in_force(run, "base_model")
     if exported is None or base is None:
         raise StoreError(
             "this run has exported no model yet",

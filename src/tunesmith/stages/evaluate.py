@@ -376,7 +376,7 @@ def _title(job: _Job) -> str:
 def _about(job: _Job) -> str:
     section = job.section
     drawn = "Greedy answers" if section.temperature == 0 else f"Answers at temperature {section.temperature:g}"
-    teacher = f" Teacher: {section.teacher.model}." if section.teacher else ""
+    teacher = f" Teacher: {section.teacher.title}." if section.teacher else ""
     return f"{drawn} of at most {section.max_tokens} tokens; every contestant got the same prompt.{teacher}"
 
 

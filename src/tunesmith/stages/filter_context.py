@@ -3,7 +3,6 @@ tokenizer that counts. Brings teachers, models and inference together for the fi
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -12,27 +11,26 @@ from typing import Any
 
 from tunesmith.protocols import Context, FilterContext, TextScorer
 from tunesmith.recipe import Curate
-from tunesmith.stages.judge import Judge
-from tunesmith.types import Completion, Task, TeacherRequest
+from tunesmith.stages.judge import LazyJudge
+from tunesmith.types import Task
 
 
 class FilterTools:
     """Everything behind a FilterContext. Close it; what was not asked for was never opened."""
 
     def __init__(self, section: Curate, files: Mapping[str, Path], out_dir: Path, ctx: Context) -> None:
-        self._section = section
-        self._files = files
         self._out_dir = out_dir
         self._ctx = ctx
-        self._runner = asyncio.Runner()
-        self._judge: Judge | None = None
+        self._judge = LazyJudge(section, files, out_dir, ctx, "recipe.curate")
         self._scorers: dict[str, TextScorer] = {}
 
     def context(self, task: Task) -> FilterContext:
         """For the builders of filters."""
         scratch = self._out_dir / "scratch"
         scratch.mkdir(parents=True, exist_ok=True)
-        return FilterContext(task, self._open_scorer, self._open_counter, self._ask_all, self.num_threads, scratch)
+        return FilterContext(
+            task, self._open_scorer, self._open_counter, self._judge.ask_all, self.num_threads, scratch
+        )
 
     @cached_property
     def num_threads(self) -> int:
@@ -41,7 +39,7 @@ class FilterTools:
 
     def facts(self) -> dict[str, Any]:
         """The judge's identity, requests and cost; {} where none was asked. Settles the ledger: call it when all is asked."""
-        return {} if self._judge is None else self._judge.facts()
+        return self._judge.facts()
 
     def __enter__(self) -> FilterTools:
         return self
@@ -49,14 +47,7 @@ class FilterTools:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._judge is not None:
-            self._runner.run(self._judge.aclose())
-        self._runner.close()
-
-    def _ask_all(self, requests: Sequence[TeacherRequest]) -> list[Completion]:
-        if self._judge is None:
-            self._judge = Judge(self._section, self._files, self._out_dir, self._ctx)
-        return self._runner.run(self._judge.ask_all(requests))
+        self._judge.__exit__(kind, error, trace)
 
     def _open_scorer(self, name: str) -> TextScorer:
         if name not in self._scorers:

@@ -6,11 +6,12 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from shutil import copyfile as copy_file
+from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -21,10 +22,10 @@ from tunesmith.events import Note, Progress
 from tunesmith.generating import GENERATORS
 from tunesmith.generating.estimate import max_requests
 from tunesmith.generating.question_response import write_questions
-from tunesmith.generating.terms import Stamp, require_trade, seeds_for, terms_of
+from tunesmith.generating.terms import Stamp, Terms, doubts, require_trade, seeds_for, terms_of
 from tunesmith.hashing import digest_file, digest_json
-from tunesmith.protocols import Context, EventSink, GenerationContext
-from tunesmith.recipe import Generate
+from tunesmith.protocols import Context, EventSink, GenerationContext, Generator
+from tunesmith.recipe import Generate, TeacherSection
 from tunesmith.stages.teacher import concurrency_of, open_teacher, weights_licence
 from tunesmith.teachers.ledger import Ledger, LedgerClient
 from tunesmith.text.jsonl import read_records, write_records
@@ -106,68 +107,113 @@ def run(section: Generate, inputs: Inputs, out_dir: Path, ctx: Context) -> Outco
 
 
 async def _generate(section: Generate, inputs: Inputs, out_dir: Path, ctx: Context) -> Outcome:
-    generator = GENERATORS.load(section.generator, where="recipe.generate.generator")
+    generator: Generator = GENERATORS.load(section.generator, where="recipe.generate.generator")
+    material = _gather(section, inputs, ctx.events)
+    tally = Tally(section, ctx.events)
+    with ExitStack() as stack:
+        desks = _open_desks(section, inputs, out_dir, ctx, tally, stack)
+        craft = _craft(section, inputs, material, desks, tally, ctx.events)
+        task = await _write_rows(generator, section, craft, desks, tally)
+    _tell_why_it_stopped(section, tally, [desk.client for desk in desks], ctx.events)
+    _leave(section, tally, task, out_dir)
+    return Outcome("conversations", _counts(tally), _facts(tally, desks, material.terms))
+
+
+@dataclass
+class _Material:
+    """What there is before the first request: the task, the examples, those of them a teacher may see, and whose terms
+    the rows will stand under."""
+
+    task: Task
+    seeds: list[Conversation]
+    shown: list[Conversation]
+    terms: list[Terms]
+
+
+def _gather(section: Generate, inputs: Inputs, events: EventSink) -> _Material:
+    """Raises RecipeError or DataError where commercial use is demanded and not allowed."""
     ingest = inputs["ingest"]
     task = read_records(ingest.file("task.json"), Task)[0]
     seeds = [row for row in read_records(ingest.file("conversations.jsonl"), Conversation) if row.split != "test"]
     terms = [
-        terms_of(one, weights_licence=weights_licence(one, ctx.events), stated=section.outputs_licence)
+        terms_of(one, weights_licence=weights_licence(one, events), stated=section.outputs_licence)
         for one in (section.teacher, section.user_teacher)
         if one is not None
     ]
     require_trade(section, terms)
+    for doubt in doubts(section, terms):
+        events.emit(Note(level="warning", message=doubt))
     shown = seeds_for(section, seeds)
     if len(shown) < len(seeds):
         left_out = (
             f"{len(seeds) - len(shown)} examples are not shown: their licence is not known to allow commercial use"
         )
-        ctx.events.emit(Note(level="warning", message=left_out))
-    tally = Tally(section, ctx.events)
-    stamp = Stamp(terms, seeds)
+        events.emit(Note(level="warning", message=left_out))
+    return _Material(task, seeds, shown, terms)
+
+
+def _craft(
+    section: Generate, inputs: Inputs, material: _Material, desks: Sequence[_Desk], tally: Tally, events: EventSink
+) -> GenerationContext:
+    """What the generator may use. Rows it accepts get their terms here."""
+    stamp = Stamp(material.terms, material.seeds)
     novelty = RougeNoveltyIndex()
-    for seed in seeds:
+    for seed in material.seeds:
         novelty.add(novelty_text(seed))
-    with ExitStack() as stack:
-        desks = _open_desks(section, inputs, out_dir, ctx, tally, stack)
-        craft = GenerationContext(
-            task,
-            shown,
-            desks[0].client,
-            novelty,
-            section.rng_seed,
-            lambda row: tally.accept(stamp(row)),
-            tally.reject,
-            {name: inputs.files[name] for name in section.files},
-            desks[1].client if len(desks) > 1 else None,
-            _language_detection(ctx.events) if section.generator == "translate" else None,
-        )
+    return GenerationContext(
+        task=material.task,
+        seeds=material.shown,
+        client=desks[0].client,
+        novelty=novelty,
+        rng_seed=section.rng_seed,
+        accept=lambda row: tally.accept(stamp(row)),
+        reject=tally.reject,
+        files={name: inputs.files[name] for name in section.files},
+        user_client=desks[1].client if len(desks) > 1 else None,
+        detect_language=_language_detection(events) if section.generator == "translate" else None,
+    )
+
+
+async def _write_rows(
+    generator: Generator, section: Generate, craft: GenerationContext, desks: Sequence[_Desk], tally: Tally
+) -> Task:
+    """Let the generator work, and leave the answers in the artifact where rows came out. Ends with all desks closed."""
+    try:
+        tally.show(now=True)
         try:
-            tally.show(now=True)
-            try:
-                task = await generator(section, craft, section.num_rows)
-            finally:
-                tally.show(now=True)
-            _check(section, tally, desks[0].client)
-            for desk in desks:
-                desk.finish()
+            task = await generator(section, craft, section.num_rows)
         finally:
-            for desk in desks:
-                await desk.client.aclose()
-                desk.ledger.close()
-    _tell_why_it_stopped(section, tally, [desk.client for desk in desks], ctx.events)
+            tally.show(now=True)
+        _check(section, tally, desks[0].client)
+        for desk in desks:
+            desk.finish()
+        return task
+    finally:
+        for desk in desks:
+            await desk.client.aclose()
+            desk.ledger.close()
+
+
+def _leave(section: Generate, tally: Tally, task: Task, out_dir: Path) -> None:
     write_records(out_dir / "conversations.jsonl", tally.kept)
     write_records(out_dir / "rejects.jsonl", tally.rejected)
     write_records(out_dir / "task.json", [task])
     if section.generator == "questions":
         write_questions(out_dir / "questions.jsonl", tally.kept)
-    counts = {
+
+
+def _counts(tally: Tally) -> dict[str, int]:
+    return {
         "requests": tally.num_answers,
         "failed": tally.num_failed,
         "rows_parsed": len(tally.kept) + len(tally.rejected),
         "kept": len(tally.kept),
         **{f"rejected_{reason}": number for reason, number in sorted(tally.reasons.items())},
     }
-    facts = {
+
+
+def _facts(tally: Tally, desks: Sequence[_Desk], terms: Sequence[Terms]) -> dict[str, Any]:
+    return {
         "teacher": desks[0].client.identity,
         "num_requests": tally.num_answers,
         "num_repaired": sum(desk.client.num_repaired for desk in desks),
@@ -176,7 +222,6 @@ async def _generate(section: Generate, inputs: Inputs, out_dir: Path, ctx: Conte
         "cost_usd": round(sum(desk.client.cost_usd for desk in desks), 9),
         "teacher_terms": [asdict(one) for one in terms],
     }
-    return Outcome("conversations", counts, facts)
 
 
 def _language_detection(events: EventSink) -> Callable[[str], tuple[str, float]] | None:
@@ -249,7 +294,7 @@ def _ledger_folder(section: Generate, inputs: Inputs, ctx: Context) -> Path | No
 
 
 @contextmanager
-def _sole_writer(folder: Path) -> Generator[None]:
+def _sole_writer(folder: Path) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / "lock")
     try:
@@ -286,8 +331,18 @@ def _check(section: Generate, tally: Tally, client: LedgerClient) -> None:
         f"{tally.num_answers} requests gave no row that could be kept ({tally.num_failed} failed; rejected: {reasons})"
         + (f"; {client.stopped}" if client.stopped is not None else ""),
         where="recipe.generate",
-        hint=f"look at what the teacher {section.teacher.model!r} answered in answers.jsonl, or choose a stronger one",
+        hint=_what_to_do(section.teacher),
     )
+
+
+def _what_to_do(teacher: TeacherSection) -> str:
+    """About answers of which none is of use: what helps depends on who gave them."""
+    look = f"look at what {teacher.title} answered in answers.jsonl"
+    if teacher.kind == "scripted":
+        return f"{look}, and write lines that the generator can read and that differ from the examples"
+    if teacher.kind == "local":
+        return f"{look}, choose a larger model (`tunesmith models`), or show fewer examples"
+    return f"{look}, or choose a stronger one"
 
 
 def _tell_what_was_found(ledger: Ledger, events: EventSink) -> None:

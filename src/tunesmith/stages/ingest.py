@@ -13,7 +13,7 @@ from itertools import islice
 from pathlib import Path
 
 from tunesmith.data.intake import FILES, Intake, Taken, take_examples
-from tunesmith.data.readers import map_examples, read_examples
+from tunesmith.data.readers import EMPTY_FILE, map_examples, read_examples
 from tunesmith.data.readers.sampling import Sampled
 from tunesmith.data.schema import check_schema, load_schema
 from tunesmith.errors import DataError
@@ -26,6 +26,7 @@ from tunesmith.workers import open_pool
 
 _BYTES_PER_ROW = 1000  # about: decides only how many workers are worth starting
 _ROWS_PER_EVENT = 1000
+_FILES_NAMED = 10
 
 
 def run(section: Ingest, inputs: Inputs, out_dir: Path, ctx: Context) -> Outcome:
@@ -51,6 +52,7 @@ def run(section: Ingest, inputs: Inputs, out_dir: Path, ctx: Context) -> Outcome
         if section.files and not any(train for train, _ in sides.values()):
             raise _nothing_usable(section, reading)
         _tell_rejects(reading, ctx.events)
+        _tell_empty(reading.empty_files, ctx.events)
         counts = {"rows_read": len(intake) + reading.num_bad + reading.num_not_drawn}
         for kind, (train, test) in sides.items():
             if kind is Conversation:
@@ -110,6 +112,7 @@ class _Reading:
         self.log = RecordLog(log)
         self.reasons: Counter[str] = Counter()
         self.first: list[Excluded] = []
+        self.empty_files: list[str] = []
         self.num_bad = 0  # rows that could not be read
         self.num_not_drawn = 0
         self.num_examples = 0
@@ -127,6 +130,7 @@ class _Reading:
     def _reject(self, rejects: _Rejects) -> None:
         self.reasons.update(rejects.reasons)
         self.first = [*self.first, *rejects.first][:3]
+        self.empty_files += rejects.empty_files
         self.log.append_lines(rejects.lines)
 
     def __enter__(self) -> _Reading:
@@ -178,10 +182,16 @@ class _Rejects:
     lines: bytes
     reasons: Counter[str]
     first: list[Excluded]
+    empty_files: list[str]
 
     @classmethod
     def of(cls, rows: Sequence[Excluded]) -> _Rejects:
-        return cls(b"".join(map(dump_record, rows)), Counter(row.reason for row in rows), list(rows[:3]))
+        return cls(
+            b"".join(map(dump_record, rows)),
+            Counter(row.reason for row in rows),
+            list(rows[:3]),
+            [row.where for row in rows if row.reason == EMPTY_FILE],
+        )
 
 
 def _take(
@@ -234,6 +244,14 @@ def _tell_rejects(reading: _Reading, events: EventSink) -> None:
             f"the first is {first.where}: {first.detail}. All are in rejects.jsonl"
         )
         events.emit(Note(level="warning", message=message))
+
+
+def _tell_empty(names: Sequence[str], events: EventSink) -> None:
+    if names:
+        more = f" and {len(names) - _FILES_NAMED} more" if len(names) > _FILES_NAMED else ""
+        shown = ", ".join(names[:_FILES_NAMED]) + more
+        count = "1 file is" if len(names) == 1 else f"{len(names):,} files are"
+        events.emit(Note(level="warning", message=f"{count} empty: {shown}; each counts as one rejected row"))
 
 
 def _tell_alone(intake: Intake, events: EventSink) -> None:

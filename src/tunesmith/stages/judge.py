@@ -1,4 +1,4 @@
-"""A judge for filters: a teacher whose answers outlive the stage that asked for them.
+"""A judge for filters, rewards and comparisons: a teacher whose answers outlive the stage that asked for them.
 
 An answer depends on the judge and the question alone, so all runs of a root share one ledger per judge: another threshold, another
 filter or one more row asks only what was never asked. Knows nothing of what the questions mean.
@@ -6,12 +6,14 @@ filter or one more row asks only what was never asked. Knows nothing of what the
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import aclosing
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Protocol
 
 from filelock import FileLock, Timeout
 
@@ -20,7 +22,7 @@ from tunesmith.events import Note, Progress
 from tunesmith.generating.in_order import results_in_order
 from tunesmith.hashing import digest_file, digest_json
 from tunesmith.protocols import Context
-from tunesmith.recipe import Curate, TeacherSection
+from tunesmith.recipe import TeacherSection
 from tunesmith.stages.teacher import concurrency_of, open_teacher
 from tunesmith.store import disk_error
 from tunesmith.teachers.ledger import Ledger, LedgerClient
@@ -30,23 +32,71 @@ _SHOW_SECONDS = 0.2
 _LOCK_POLL_SECONDS = 0.5
 
 
+class AskingSection(Protocol):
+    """A section whose stage asks a judge."""
+
+    @property
+    def teacher(self) -> TeacherSection | None: ...
+    @property
+    def budget_usd(self) -> float | None: ...
+    @property
+    def max_failures(self) -> int: ...
+
+
+class LazyJudge:
+    """A judge that is opened when it is first asked, for code that is not async. Use it in a with block.
+
+    where: of the section in the recipe. Other arguments as of Judge.
+    """
+
+    def __init__(
+        self, section: AskingSection, files: Mapping[str, Path], out_dir: Path, ctx: Context, where: str
+    ) -> None:
+        self._arguments = (section, files, out_dir, ctx, where)
+        self._judge: Judge | None = None
+        self._runner = asyncio.Runner()
+
+    def ask_all(self, requests: Sequence[TeacherRequest]) -> list[Completion]:
+        """As Judge.ask_all."""
+        if self._judge is None:
+            self._judge = Judge(*self._arguments)
+        return self._runner.run(self._judge.ask_all(requests))
+
+    def facts(self) -> dict[str, Any]:
+        """As Judge.facts; {} where none was asked."""
+        return {} if self._judge is None else self._judge.facts()
+
+    def __enter__(self) -> LazyJudge:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._judge is not None:
+            self._runner.run(self._judge.aclose())
+        self._runner.close()
+
+
 class Judge:
-    """The teacher of `curate.teacher` behind its ledger. Opens it all when made; close it.
+    """The teacher of a section behind its ledger. Opens it all when made; close it.
 
     The ledger is in ctx.ledgers, in a folder named after what the teacher is; where ctx has none, in out_dir. One process writes
     it at a time, others wait. `budget_usd` counts what was spent since this order (out_dir) first began: answers that
     were there before cost it nothing.
     """
 
-    def __init__(self, section: Curate, files: Mapping[str, Path], out_dir: Path, ctx: Context) -> None:
+    def __init__(
+        self, section: AskingSection, files: Mapping[str, Path], out_dir: Path, ctx: Context, where: str
+    ) -> None:
         assert section.teacher is not None  # the recipe checks that judges have a teacher
+        self._where = where
         self.num_failed = 0
         self._ctx = ctx
         self._max_failures = section.max_failures
         self._kept_at = out_dir / "answers.jsonl"
         self._lock: FileLock | None = None
         teacher = open_teacher(
-            section.teacher, where="recipe.curate.teacher", files=files, runtime=ctx.runtime, events=ctx.events
+            section.teacher, where=f"{where}.teacher", files=files, runtime=ctx.runtime, events=ctx.events
         )
         place = out_dir
         if ctx.ledgers is not None:
@@ -60,7 +110,7 @@ class Judge:
             budget_usd=section.budget_usd,
             spent_before_usd=_spent_before(out_dir, self._ledger) if place != out_dir else 0.0,
             max_requests=None,
-            where="recipe.curate",
+            where=where,
             on_answer=self._count,
         )
 
@@ -109,7 +159,7 @@ class Judge:
             raise TeacherError(
                 f"{self.num_failed} answers of the judge failed, allowed are {self._max_failures}; the last: "
                 f"{completion.error}",
-                where="recipe.curate.max_failures",
+                where=f"{self._where}.max_failures",
                 hint="mend what the message names, then run again: answers that are there are not asked again",
             )
 

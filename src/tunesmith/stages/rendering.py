@@ -10,6 +10,9 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from tunesmith.chat.renderer import RenderedArrays, Renderer
 from tunesmith.chat.tokenizer import load_tokenizer
 from tunesmith.data.rows import Span
@@ -56,16 +59,19 @@ class Tokenized:
 
     num_rows: int
     samples: list[RenderedArrays] = field(default_factory=list[RenderedArrays])
+    weights: list[NDArray[np.float32] | None] = field(default_factory=list[NDArray[np.float32] | None])  # of each
     ids: list[str] = field(default_factory=list[str])
     dropped: list[Excluded] = field(default_factory=list[Excluded])
     num_thinking: int = 0  # rows that hold reasoning
+    num_conditioned: int = 0  # rows with a C-RLFT condition
     num_split: int = 0  # rows that were cut into pieces
     num_pieces: int = 0
     num_exchanges_left_out: int = 0  # of rows that were cut
 
-    def add(self, sample: RenderedArrays, sample_id: str) -> None:
+    def add(self, sample: RenderedArrays, row: Conversation) -> None:
         self.samples.append(sample)
-        self.ids.append(sample_id)
+        self.weights.append(_token_weights(sample, row))
+        self.ids.append(row.id)
 
     @property
     def lengths(self) -> list[int]:
@@ -95,9 +101,10 @@ def tokenize_rows(how: How, span: Span) -> Tokenized:
     part = Tokenized(len(rows))
     for start in range(0, len(rows), _ROWS_AT_ONCE):
         batch = rows[start : start + _ROWS_AT_ONCE]
-        results = renderer.render_batch([row.messages for row in batch], section.supervise)
+        results = renderer.render_batch([conditioned(row) for row in batch], section.supervise)
         for row, result in zip(batch, results, strict=True):
             part.num_thinking += any(message.reasoning for message in row.messages)
+            part.num_conditioned += "condition" in row.metadata
             if isinstance(result, DataError):
                 part.dropped.append(_refused(row, result))
             elif len(result.input_ids) > how.limit and section.overlong == "split":
@@ -105,8 +112,25 @@ def tokenize_rows(how: How, span: Span) -> Tokenized:
             elif len(result.input_ids) > how.limit:
                 part.dropped.append(_overlong(row, len(result.input_ids), how.limit, section))
             else:
-                part.add(result, row.id)
+                part.add(result, row)
     return part
+
+
+def conditioned(row: Conversation) -> list[Message]:
+    """The row's messages, each with the condition that its metadata name (the filter source_classes writes it)."""
+    condition = row.metadata.get("condition")
+    if not isinstance(condition, str):
+        return row.messages
+    return [message.model_copy(update={"condition": condition}) for message in row.messages]
+
+
+def _token_weights(sample: RenderedArrays, row: Conversation) -> NDArray[np.float32] | None:
+    """(T,) what each target counts, by the weights that the row's metadata give its messages; None where all are 1."""
+    weights = row.metadata.get("weights")
+    if not isinstance(weights, list) or len(weights) != len(row.messages):
+        return None
+    by_token = np.array([*weights, 1.0], dtype=np.float32)[sample.owner]  # owner -1, the template's own text: the last
+    return None if bool((by_token[sample.loss_mask] == 1).all()) else by_token
 
 
 def _split(renderer: Renderer, row: Conversation, length: int, section: Tokenize, limit: int, part: Tokenized) -> None:
@@ -117,7 +141,7 @@ def _split(renderer: Renderer, row: Conversation, length: int, section: Tokenize
         return [0 if isinstance(result, DataError) else len(result.input_ids) for result in results]
 
     pieces, parts = split_conversation(row, limit, measure)
-    results = renderer.render_batch([piece.messages for piece in pieces], section.supervise)
+    results = renderer.render_batch([conditioned(piece) for piece in pieces], section.supervise)
     whole = [(p, r) for p, r in zip(pieces, results, strict=True) if not isinstance(r, DataError)]
     refused = [_refused(p, r) for p, r in zip(pieces, results, strict=True) if isinstance(r, DataError)]
     part.dropped += refused
@@ -128,7 +152,7 @@ def _split(renderer: Renderer, row: Conversation, length: int, section: Tokenize
     part.num_pieces += len(pieces)
     part.num_exchanges_left_out += len(parts.left_out)
     for piece, sample in whole:
-        part.add(sample, piece.id)
+        part.add(sample, piece)
 
 
 def _refused(conversation: Conversation, error: DataError) -> Excluded:

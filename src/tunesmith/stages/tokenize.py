@@ -58,6 +58,7 @@ class _Totals:
     tokens: int = 0
     supervised: int = 0
     thinking: int = 0
+    conditioned: int = 0
     split: int = 0
     pieces: int = 0
     exchanges_left_out: int = 0
@@ -71,6 +72,7 @@ class _Totals:
         self.tokens += int(lengths.sum())
         self.supervised += num_supervised
         self.thinking += part.num_thinking
+        self.conditioned += part.num_conditioned
         self.split += part.num_split
         self.pieces += part.num_pieces
         self.exchanges_left_out += part.num_exchanges_left_out
@@ -224,8 +226,8 @@ def _write_samples(how: How, rows: RowFile, pool: Pool, out_dir: Path, ctx: Cont
         RowWriter(out_dir / DROPPED) as dropped,
     ):
         for part in pool.map(partial(tokenize_rows, how), all_rows(rows, pool).spans()):
-            for sample, sample_id in zip(part.samples, part.ids, strict=True):
-                samples.add(sample.input_ids, sample.loss_mask, sample.owner)
+            for sample, sample_id, weights in zip(part.samples, part.ids, part.weights, strict=True):
+                samples.add(sample.input_ids, sample.loss_mask, sample.owner, weights)
                 num_supervised = int(sample.loss_mask.sum())
                 row = TokenizedRow(id=sample_id, length=len(sample.input_ids), num_supervised=num_supervised)
                 ids.write(dump_record(row))
@@ -249,6 +251,11 @@ def _tell(renderer: Renderer, totals: _Totals, ctx: Context) -> None:
     if totals.thinking and not renderer.traits.shows_reasoning:
         messages.append(
             f"{totals.thinking} rows hold reasoning, which this chat template does not write: it is not trained on"
+        )
+    if totals.conditioned and "condition" not in renderer.template:
+        messages.append(
+            f"{totals.conditioned} rows have a condition (source_classes), which this chat template does not write; "
+            "`tokenize.chat_template: openchat-3.5` does"
         )
     for reason, count in totals.reasons.items():
         first = totals.first[reason]

@@ -16,11 +16,20 @@ from transformers import PreTrainedModel
 
 from tunesmith.errors import RecipeError, TrainingError
 from tunesmith.events import Note
-from tunesmith.model.adapters import AdapterConfig, add_adapter, choose_targets, save_adapter, target_names
+from tunesmith.model.adapters import (
+    AdapterConfig,
+    add_adapter,
+    choose_targets,
+    save_adapter,
+    store_transposed,
+    target_names,
+)
 from tunesmith.model.catalog import base_model_path
 from tunesmith.model.folder import read_config
+from tunesmith.model.freezing import describe_trainable, thaw, within_top
 from tunesmith.model.gguf import quiet_transformers
 from tunesmith.model.load import ADAPTER_DIR, MODEL_DIR, load_model
+from tunesmith.model.quantised import check_quantisation
 from tunesmith.protocols import Context
 from tunesmith.recipe import Runtime, Train
 from tunesmith.resolve import LEARNING_RATES
@@ -28,6 +37,7 @@ from tunesmith.stages.tokenize import ROWS, SAMPLES, TASK, TEMPLATE, TokenizedRo
 from tunesmith.store import SCRATCH, write_atomic
 from tunesmith.text.jsonl import read_records, write_records
 from tunesmith.training.batches import Samples, load_samples
+from tunesmith.training.disk_plan import check_training_disk
 from tunesmith.training.loop import Trained, train
 from tunesmith.training.losses import LOSSES
 from tunesmith.training.precision import choose_precision
@@ -43,20 +53,25 @@ METRICS_FILE = "logs/metrics.jsonl"
 def run(section: Train, inputs: Inputs, out_dir: Path, ctx: Context) -> Outcome:
     """Reads the tokenized samples and the base model's folder; writes the adapter or model and losses.jsonl."""
     tokenized, base = inputs["tokenize"], inputs["base_model"]
-    samples = _read_samples(tokenized)
-    base_dir = base_model_path(base)
     runtime: Runtime = ctx.runtime
     device = choose_device(runtime.device)
+    quantised = section.method == "qlora"
+    if quantised:
+        check_quantisation(device)
+    samples = _read_samples(tokenized)
+    base_dir = base_model_path(base)
     loss = LOSSES.load(section.loss, where="recipe.train.loss")(section)
-    with _threads(runtime):
+    with threads(runtime):
         config = read_config(base_dir)
         width = int(config.get("hidden_size") or 1024)
         precision = choose_precision(
             runtime.precision, device, width, int(config.get("intermediate_size") or 4 * width)
         )
         ctx.events.emit(Note(message=f"training on {device}, {precision.reason}"))
-        model = load_model(base_dir, device=str(device), dtype=precision.dtype)
+        model = load_model(base_dir, device=str(device), dtype=precision.dtype, quantised=quantised)
         adapter = _prepare(model, section, base)
+        check_training_disk(out_dir, model, keep_checkpoints=runtime.keep_checkpoints, whole_model=adapter is None)
+        ctx.events.emit(Note(message=describe_trainable(model)))
         probe_model(model)
         rate = LEARNING_RATES[section.method] if section.learning_rate == "auto" else section.learning_rate
         trained = train(
@@ -65,15 +80,15 @@ def run(section: Train, inputs: Inputs, out_dir: Path, ctx: Context) -> Outcome:
             section,
             learning_rate=rate,
             pack_length=int(tokenized.facts["pack_length"]),
-            pace=_pace(runtime, device),
+            pace=pace_of(runtime),
             checkpoint_dir=out_dir / SCRATCH / "checkpoints",
             metrics_path=out_dir / METRICS_FILE,
             events=ctx.events,
             loss=loss,
         )
-        _save(model, adapter, trained, samples, base_dir, out_dir)
-    _report(trained, ctx)
-    _copy_companions(tokenized, out_dir)
+        save_trained(model, adapter, trained, first_sample(samples), base_dir, out_dir)
+    report(trained, ctx)
+    copy_companions(tokenized, out_dir)
     write_records(out_dir / LOSSES_FILE, trained.losses)
     return _outcome(section, trained, samples, tokenized, base)
 
@@ -102,7 +117,7 @@ def _read_samples(tokenized: Artifact) -> Samples:
 
 
 @contextmanager
-def _threads(runtime: Runtime) -> Generator[None]:
+def threads(runtime: Runtime) -> Generator[None]:
     """torch's threads while the stage runs: what the recipe says, or the cores this process may use."""
     before = torch.get_num_threads()
     torch.set_num_threads(runtime.usable_threads)
@@ -115,9 +130,9 @@ def _threads(runtime: Runtime) -> Generator[None]:
 def _prepare(model: PreTrainedModel, section: Train, base: Artifact) -> AdapterConfig | None:
     """Make the right weights trainable. Returns the adapter's configuration, None for full fine-tuning."""
     if section.method == "full":
-        model.requires_grad_(True)
+        thaw(model, section.trainable_layers, section.train_embeddings)
         return None
-    targets = choose_targets(model, section.lora_target_modules)
+    targets = within_top(model, choose_targets(model, section.lora_target_modules), section.trainable_layers)
     config = AdapterConfig(
         rank=section.lora_rank,
         alpha=section.lora_alpha,
@@ -125,6 +140,9 @@ def _prepare(model: PreTrainedModel, section: Train, base: Artifact) -> AdapterC
         targets=targets,
         target_names=target_names(model, targets),
         base_model=_public_name(base),
+        use_dora=section.method == "dora",
+        use_rslora=section.use_rslora,
+        fan_in_fan_out=store_transposed(model, targets),
     )
     add_adapter(model, config, section.rng_seed)
     return config
@@ -137,12 +155,10 @@ def _public_name(base: Artifact) -> str:
     return Path(name).name if looks_like_path else name
 
 
-def _pace(runtime: Runtime, device: torch.device) -> Pace:
-    micro = runtime.micro_batch_size
+def pace_of(runtime: Runtime) -> Pace:
     every = runtime.checkpoint_every_steps
     return Pace(
-        # one pack on a CPU: it fills the cores, and more only takes memory; on a GPU four usual packs (8,192 tokens)
-        micro_batch_size=(1 if device.type == "cpu" else 4) if micro == "auto" else micro,
+        micro_batch_size=runtime.micro_batch_size,
         checkpoint_every_steps=None if every == "auto" else every,
         keep_checkpoints=runtime.keep_checkpoints,
         log_every_steps=runtime.log_every_steps,
@@ -151,15 +167,15 @@ def _pace(runtime: Runtime, device: torch.device) -> Pace:
     )
 
 
-def _save(
+def save_trained(
     model: PreTrainedModel,
     adapter: AdapterConfig | None,
     trained: Trained,
-    samples: Samples,
+    probe_ids: torch.Tensor,
     base_dir: Path,
     out_dir: Path,
 ) -> None:
-    probe_ids = first_sample(samples)
+    """probe_ids (1, T): what is asked before and after saving."""
     with quiet_transformers():
         if adapter is not None:
             save_adapter(out_dir / ADAPTER_DIR, adapter, trained.weights)
@@ -170,7 +186,7 @@ def _save(
             check_saved_model(model, out_dir / MODEL_DIR, probe_ids)
 
 
-def _report(trained: Trained, ctx: Context) -> None:
+def report(trained: Trained, ctx: Context) -> None:
     speed = f"{trained.tokens_per_second:,.0f} tokens/s, " if trained.tokens_per_second else ""
     first, last = trained.losses[0].loss, trained.losses[-1].loss
     memory = trained.peak_memory_bytes / 1e9
@@ -178,7 +194,7 @@ def _report(trained: Trained, ctx: Context) -> None:
     ctx.events.emit(Note(message=message))
 
 
-def _copy_companions(tokenized: Artifact, out_dir: Path) -> None:
+def copy_companions(tokenized: Artifact, out_dir: Path) -> None:
     for name in (TEMPLATE, TASK):
         write_atomic(out_dir / name, tokenized.file(name).read_bytes())
 

@@ -3,7 +3,8 @@
 Owns the attention functions of the training step and their registration with transformers. The segments are an argument
 of every call (`segments`), never guessed from positions or masks: a call without them is an error. A segment is a
 sample, or the part of one that no other shares: then it names the rows of its beginning, which stand in the row of tokens
-once for all samples that begin so (a trie). Refuses to know models, packing and losses.
+once for all samples that begin so (a trie). Sliding windows and linear position biases (ALiBi) are computed exactly; what is
+not computed is refused by name. Refuses to know models, packing and losses.
 
 Legend: T tokens of the row, L tokens of one segment, S tokens it sees (its beginning and itself), H query heads, K key/value
 heads, G = H / K, D head width.
@@ -60,6 +61,27 @@ Segments = tuple[Segment, ...]
 """Segments of a row of tokens: they cover it in order, and see only rows before themselves."""
 
 
+@dataclass(frozen=True)
+class Bias:
+    """What is added to the scores beside the causal mask."""
+
+    window: int | None = None  # the last keys a token sees, itself included; None: all
+    slopes: torch.Tensor | None = None  # (H,) ALiBi's fall per token of distance (Press et al. 2021, arXiv 2108.12409)
+
+    def matrix(self, before: int, seen: int, device: torch.device | None = None) -> torch.Tensor:
+        """(L, S) or (H, L, S) in fp32, for queries that are the last L = S - before of S tokens in a row."""
+        bias = torch.full((seen - before, seen), float("-inf"), device=device).triu_(before + 1)
+        if self.window is not None:
+            bias += torch.full_like(bias, float("-inf")).tril_(before - self.window)
+        if self.slopes is None:
+            return bias
+        ago = torch.arange(seen, device=device) - torch.arange(before, seen, device=device)[:, None]  # (L, S) <= 0
+        return bias + self.slopes.float()[:, None, None] * ago
+
+
+_PLAIN = Bias()
+
+
 def build_segments(lengths: Sequence[int]) -> Segments:
     """Segments of samples with these lengths that share nothing, laid end to end."""
     starts = accumulate(lengths, initial=0)
@@ -75,49 +97,65 @@ def varlen_attention(
     scaling: float | None = None,
     dropout: float = 0.0,
     segments: Segments | None = None,
+    slopes: torch.Tensor | None = None,
     **options: Any,
 ) -> tuple[torch.Tensor, None]:
     """What transformers calls in every layer. query (1, H, T, D), key and value (1, K, T, D) -> ((1, T, H, D), None).
 
-    Raises TrainingError without segments (the call would let samples see each other), ModelError for variants of
-    attention that are not computed here.
+    slopes: see Bias; transformers gives none, the layers of alibi.py do. Raises TrainingError without segments (the call
+    would let samples see each other), ModelError for variants of attention that are not computed here.
     """
     if segments is None or attention_mask is not None:
         raise TrainingError("varlen attention needs the segments of the row, and no mask")
     window = options.get("sliding_window")
     if window is not None and window >= max(segment.num_seen for segment in segments):
         window = None
-    _refuse_variants(module, options, window)
+    _refuse_variants(module, options)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    if query.is_cuda and query.dtype != torch.float32 and dropout == 0:
-        return _flash_varlen(query, key, value, scale, segments), None
-    return attend(query, key, value, scale, segments, dropout), None
+    if query.is_cuda and query.dtype != torch.float32 and dropout == 0 and slopes is None:
+        return _flash_varlen(query, key, value, scale, segments, window), None
+    bias = _PLAIN if window is None and slopes is None else Bias(window, slopes)
+    return attend(query, key, value, scale, segments, dropout, bias), None
 
 
-def _refuse_variants(module: Any, options: dict[str, Any], window: int | None) -> None:
-    found = [name for name in ("softcap", "s_aux", "head_mask") if options.get(name) is not None]
-    if window is not None:
-        found.append(f"sliding_window ({window} tokens, shorter than a sample)")
-    if not getattr(module, "is_causal", True):
+_REFUSED = {
+    "softcap": "soft-capped scores",
+    "s_aux": "attention sinks",
+    "head_mask": "a mask of heads",
+    "position_bias": "a learned position bias",
+}
+
+
+def _refuse_variants(module: Any, options: dict[str, Any]) -> None:
+    found = [f"{words} (`{name}`)" for name, words in _REFUSED.items() if options.get(name) is not None]
+    if not getattr(module, "is_causal", True) or options.get("is_causal") is False:
         found.append("attention that is not causal")
     if found:
         raise ModelError(
             f"the model's attention uses {found[0]}, which training does not compute yet",
             where=type(module).__name__,
-            hint="choose another base model" if window is None else "lower tokenize.max_length to the window",
+            hint="choose another base model",
         )
 
 
 def attend(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float, segments: Segments, dropout: float
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    scale: float,
+    segments: Segments,
+    dropout: float,
+    bias: Bias = _PLAIN,
 ) -> torch.Tensor:
     """Causal attention of each segment. (1, H, T, D), (1, K, T, D) twice -> (1, T, H, D).
 
     All short segments go through one `_Direct`, longer ones one by one through torch's kernel.
     """
     direct = query.device.type == "cpu" and dropout == 0
+    if bias is not _PLAIN:
+        segments = _cut(segments, bias.window)
     short = tuple(segment for segment in segments if direct and segment.num_seen <= _LONGEST_DIRECT)
-    together: Any = _Direct.apply(query, key, value, scale, short) if short else None
+    together: Any = _Direct.apply(query, key, value, scale, short, bias) if short else None
     if len(short) == len(segments):
         return together
     parts: list[torch.Tensor] = []
@@ -126,20 +164,61 @@ def attend(
             neighbours = list(run)
             parts.append(together[:, neighbours[0].start : neighbours[-1].start + neighbours[-1].length])
         else:
-            parts += [_attend_alone(query, key, value, scale, segment, dropout) for segment in run]
+            parts += [_attend_alone(query, key, value, scale, segment, dropout, bias) for segment in run]
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
 
 def _attend_alone(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float, segment: Segment, dropout: float
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    scale: float,
+    segment: Segment,
+    dropout: float,
+    bias: Bias,
 ) -> torch.Tensor:
     """One segment through torch's kernel: (1, L, H, D). Its causal form begins at the first key, so the queries of a
-    shared beginning are computed again, and dropped."""
-    q, k, v = (_rows(tensor[0], segment.places)[None] for tensor in (query, key, value))
-    out = F.scaled_dot_product_attention(
-        q, k, v, is_causal=True, scale=scale, dropout_p=dropout, enable_gqa=q.shape[1] != k.shape[1]
-    )
+    shared beginning are computed again, and dropped; with a bias there is a mask, and no need for that."""
+    options: dict[str, Any] = {"scale": scale, "dropout_p": dropout, "enable_gqa": query.shape[1] != key.shape[1]}
+    k, v = (_rows(tensor[0], segment.places)[None] for tensor in (key, value))
+    if bias is not _PLAIN:
+        q = query[:, :, segment.start : segment.start + segment.length]
+        mask = bias.matrix(segment.num_before, segment.num_seen, query.device)
+        if query.is_cuda:
+            mask = mask.to(query.dtype)  # its kernels want that; the CPU's take fp32 beside bf16
+        mask = mask.expand(q.shape[1], -1, -1)[None]
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, **options).transpose(1, 2)
+    q = _rows(query[0], segment.places)[None]
+    out = F.scaled_dot_product_attention(q, k, v, is_causal=True, **options)
     return out[:, :, segment.num_before :].transpose(1, 2)
+
+
+@lru_cache(maxsize=4)  # every layer of a step asks for the same one
+def _cut(segments: Segments, window: int | None) -> Segments:
+    """The same attention in pieces that make small masks: each sees no row that its window does not reach."""
+    reach = 0 if window is None else window - 1
+    longest = max(_LONGEST_DIRECT - reach, _LONGEST_DIRECT // 2)
+    pieces: list[Segment] = []
+    for segment in segments:
+        if segment.num_seen <= _LONGEST_DIRECT:
+            pieces.append(segment)
+            continue
+        for start in range(segment.start, segment.start + segment.length, longest):
+            before = segment.seen if start == segment.start else (*segment.seen, (segment.start, start))
+            length = min(longest, segment.start + segment.length - start)
+            pieces.append(Segment(start, length, before if window is None else _last_rows(before, reach)))
+    return tuple(pieces)
+
+
+def _last_rows(places: Sequence[tuple[int, int]], count: int) -> tuple[tuple[int, int], ...]:
+    """The end of some places, `count` rows of it."""
+    kept: list[tuple[int, int]] = []
+    for start, end in reversed(places):
+        if count <= 0:
+            break
+        kept.append((max(start, end - count), end))
+        count -= end - start
+    return tuple(reversed(kept))
 
 
 def _rows(tensor: torch.Tensor, places: Sequence[tuple[int, int]]) -> torch.Tensor:
@@ -156,13 +235,19 @@ class _Direct(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float, segments: Segments
+        ctx: Any,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        scale: float,
+        segments: Segments,
+        bias: Bias,
     ) -> torch.Tensor:
         _, heads, tokens, width = query.shape
         key_heads = key.shape[1]
         whole = sum(segment.length for segment in segments) == tokens
         out = (query.new_empty if whole else query.new_zeros)(1, tokens, heads, width)
-        future = torch.full((max(segment.num_seen for segment in segments),) * 2, float("-inf")).triu_(1)
+        added = bias.matrix(0, max(segment.num_seen for segment in segments))
         kept: list[torch.Tensor] = []
         for segment in segments:
             length, before, seen = segment.length, segment.num_before, segment.num_seen
@@ -170,7 +255,7 @@ class _Direct(torch.autograd.Function):
             q = (query[0, :, rows].float() * scale).reshape(key_heads, -1, width)  # (K, G L, D)
             k = _rows(key[0], segment.places).float()  # (K, S, D)
             scores = torch.bmm(q, k.transpose(1, 2)).view(heads, length, seen)
-            scores.add_(future[before:seen, :seen])
+            scores.add_(added[..., before:seen, :seen])
             weights = torch.softmax(scores, -1).to(query.dtype).view(key_heads, -1, seen)  # (K, G L, S)
             mixed = torch.bmm(weights, _rows(value[0], segment.places))
             out[0, rows] = mixed.view(heads, length, width).transpose(0, 1)
@@ -204,7 +289,7 @@ class _Direct(torch.autograd.Function):
             grad_q[0, :, rows] = torch.bmm(grad_s, k).view(heads, length, width).mul_(ctx.scale)
             _spread(grad_v, torch.bmm(weights.transpose(1, 2), g), segment, shared)
             _spread(grad_k, torch.bmm(grad_s.transpose(1, 2), q).mul_(ctx.scale), segment, shared)
-        return grad_q, grad_k.to(dtype), grad_v.to(dtype), None, None
+        return grad_q, grad_k.to(dtype), grad_v.to(dtype), None, None, None
 
 
 def _spread(total: torch.Tensor, part: torch.Tensor, segment: Segment, add: bool) -> None:
@@ -217,10 +302,11 @@ def _spread(total: torch.Tensor, part: torch.Tensor, segment: Segment, add: bool
 
 
 def _flash_varlen(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float, segments: Segments
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float, segments: Segments, window: int | None
 ) -> torch.Tensor:
     """torch's varlen flash kernel on a GPU: one call for all segments, no padding, no mask. Keys of a shared beginning are
-    repeated for each segment that sees them; the kernel aligns the last query with the last key."""
+    repeated for each segment that sees them; the kernel aligns the last query with the last key, and counts a window
+    without the token itself."""
     from torch.nn.attention.varlen import varlen_attn
 
     q, k, v = (tensor[0].transpose(0, 1).contiguous() for tensor in (query, key, value))  # (T, heads, D)
@@ -228,7 +314,8 @@ def _flash_varlen(
     if index is not None:
         k, v = k[index], v[index]
     longest, most_seen = (max(getattr(each, name) for each in segments) for name in ("length", "num_seen"))
-    options: dict[str, Any] = {"window_size": (-1, 0), "enable_gqa": q.shape[1] != k.shape[1]}
+    reach = -1 if window is None else window - 1
+    options: dict[str, Any] = {"window_size": (reach, 0), "enable_gqa": q.shape[1] != k.shape[1]}
     out = varlen_attn(q, k, v, q_ends, k_ends, longest, most_seen, scale=scale, **options)
     return out.unsqueeze(0)  # pyright: ignore[reportAttributeAccessIssue]
 

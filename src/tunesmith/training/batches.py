@@ -60,6 +60,16 @@ class Samples:
         end = int(self.ends[index])
         return slice(end - int(self.lengths[index]), end)
 
+    def select(self, indices: Sequence[int]) -> Samples:
+        """These samples alone, each by itself: what they count and where they belong is left behind."""
+        places = np.concatenate([np.arange(self.rows(index).start, self.rows(index).stop) for index in indices])
+        return Samples(
+            input_ids=self.input_ids[places],
+            loss_mask=self.loss_mask[places],
+            lengths=self.lengths[list(indices)],
+            ids=tuple(self.ids[index] for index in indices),
+        )
+
     @cached_property
     def ends(self) -> NDArray[np.int64]:
         """(S,) one past the last token of each sample."""
@@ -116,6 +126,7 @@ class Batch:
     num_tokens: int  # real tokens of the samples; at least R
     row_weights: torch.Tensor | None = None  # (N,) fp32
     num_rows: tuple[int, ...] = ()  # supervised rows of each sample
+    last_rows: torch.Tensor | None = None  # (samples,) the row of each one's last supervised token
     columns: Mapping[str, torch.Tensor] = field(default_factory=dict)  # (samples,) each, fp32
     token_columns: Mapping[str, torch.Tensor] = field(default_factory=dict)  # (N,) each, fp32
 
@@ -145,8 +156,12 @@ def load_samples(path: Path, ids: Sequence[str]) -> Samples:
         raise DataError(f"the samples cannot be read: {error}", where=str(path)) from error
     empty = np.flatnonzero(samples.target_weights <= 0)
     if len(empty):
+        weightless = samples.num_targets[int(empty[0])] > 0
+        what = "supervised tokens that all weigh 0" if weightless else "no supervised token"
         raise DataError(
-            f"{len(empty)} samples have no supervised token, first row {samples.ids[int(empty[0])]}", where=str(path)
+            f"{len(empty)} samples have {what}, first row {samples.ids[int(empty[0])]}",
+            where=str(path),
+            hint="give their source class a weight above 0, or leave these rows out" if weightless else None,
         )
     return samples
 
@@ -160,11 +175,13 @@ def build_batch(samples: Samples, indices: Sequence[int], device: torch.device, 
     layout = _lay([samples.input_ids[samples.rows(index)] for index in order], share_prefixes)
     rows: list[NDArray[np.int64]] = []
     places: list[NDArray[np.int64]] = []  # of the targets, in the arrays of `samples`
+    last_rows: list[int] = []
     for index, row_of in zip(order, layout.row_of, strict=True):
         place = samples.rows(index)
         predicted = np.flatnonzero(samples.loss_mask[place][1:])  # token t + 1 is predicted by the row of token t
         rows.append(row_of[predicted])
         places.append(predicted + place.start + 1)
+        last_rows.append(int(row_of[predicted[-1] + 1]) if len(predicted) else -1)
     at = np.concatenate(places)
 
     def take(values: NDArray[Any], where: NDArray[np.int64] | list[int], kind: type) -> torch.Tensor:
@@ -180,6 +197,7 @@ def build_batch(samples: Samples, indices: Sequence[int], device: torch.device, 
         num_tokens=int(samples.lengths[order].sum()),
         row_weights=None if samples.loss_weights is None else take(samples.loss_weights, at, np.float32),
         num_rows=tuple(len(each) for each in rows),
+        last_rows=torch.tensor(last_rows).to(device),
         columns={name: take(values, order, np.float32) for name, values in samples.columns.items()},
         token_columns={name: take(values, at, np.float32) for name, values in samples.token_columns.items()},
     )

@@ -21,16 +21,16 @@ class TrainingEstimate(TypedDict):
 
 
 def estimate_training(
-    *, num_tokens: int, num_epochs: float, num_parameters: int, method: Literal["lora", "full"]
+    *, num_tokens: int, num_epochs: float, num_parameters: int, method: Literal["lora", "dora", "qlora", "full"]
 ) -> TrainingEstimate:
     """An estimate within about a factor of two, for two CPU cores that multiply bf16.
 
-    num_tokens: of one epoch. Work per token is 4 operations a parameter for lora (forward, gradients of activations)
+    num_tokens: of one epoch. Work per token is 4 operations a parameter for adapters (forward, gradients of activations)
     and 6 for full (gradients of weights too). Memory: bf16 weights, activations of one pack (which grow with the width,
     about the square root of the parameters, and the depth), and for full fp32 masters, gradients and two moments.
     """
-    per_token = (4 if method == "lora" else 6) * num_parameters * _HEAD_AND_ATTENTION
+    per_token = (6 if method == "full" else 4) * num_parameters * _HEAD_AND_ATTENTION
     seconds = num_tokens * num_epochs * per_token / CPU_FLOPS_PER_SECOND + _START_SECONDS
     activations = _TOKENS_AT_ONCE * 60 * num_parameters**0.5
-    weights = num_parameters * (2 if method == "lora" else 2 + 16)
+    weights = num_parameters * {"qlora": 0.6, "full": 2 + 16}.get(method, 2)
     return {"memory_bytes": int(_FIXED_BYTES + weights + activations), "seconds": seconds}

@@ -41,7 +41,7 @@ class Head:
         """
         return _Sum.apply(hidden, self.weight, self.bias, targets, row_weights)  # pyright: ignore[reportReturnType]
 
-    def log_probs(self, hidden: torch.Tensor, targets: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
+    def log_probs(self, hidden: torch.Tensor, targets: torch.Tensor, temperature: float) -> torch.Tensor:
         """(N,) fp32: log softmax((W h + b) / temperature)[target] of each row, for losses whose row weights follow from it.
 
         hidden (N, D), targets (N,).

@@ -69,15 +69,15 @@ def swap_norms(model: nn.Module) -> list[tuple[str, nn.Module]]:
         if type(layer) not in agrees:
             agrees[type(layer)] = _same(layer, fast, weight)
         if agrees[type(layer)]:
-            _put(model, path, fast)
+            put_layer(model, path, fast)
             swapped.append((path, layer))
     return swapped
 
 
 def restore_layers(model: nn.Module, swapped: list[tuple[str, nn.Module]]) -> None:
-    """Undo `swap_norms`."""
+    """Undo what was swapped."""
     for path, layer in swapped:
-        _put(model, path, layer)
+        put_layer(model, path, layer)
 
 
 def _same(layer: nn.Module, fast: nn.Module, weight: nn.Parameter) -> bool:
@@ -89,6 +89,7 @@ def _same(layer: nn.Module, fast: nn.Module, weight: nn.Parameter) -> bool:
     return expected.shape == found.shape and float((expected - found).abs().max()) <= limit
 
 
-def _put(model: nn.Module, path: str, layer: nn.Module) -> None:
+def put_layer(model: nn.Module, path: str, layer: nn.Module) -> None:
+    """Make `layer` the one at `path`."""
     parent, _, leaf = path.rpartition(".")
     setattr(model.get_submodule(parent), leaf, layer)

@@ -26,7 +26,8 @@ from tunesmith.model.checkpoint import Checkpoint, newest_checkpoint, save_check
 from tunesmith.protocols import EventSink
 from tunesmith.recipe import Optimisation
 from tunesmith.training.batches import Samples
-from tunesmith.training.losses import CrossEntropy, Loss
+from tunesmith.training.losses import Loss
+from tunesmith.training.memory_plan import plan_memory
 from tunesmith.training.probing import varlen_forward
 from tunesmith.training.schedule import learning_rate_at, micro_batches
 from tunesmith.training.sources import FixedSamples, Source
@@ -77,17 +78,12 @@ def train(
     checkpoint_dir: Path,
     metrics_path: Path,
     events: EventSink,
-    loss: Loss | None = None,
+    loss: Loss,
 ) -> Trained:
-    """Train the parameters of `model` that require a gradient, on the same samples in every epoch; see train_on.
-
-    loss: what is minimised; None = cross-entropy of the supervised tokens.
-    """
+    """Train the parameters of `model` that require a gradient, on the same samples in every epoch; see train_on."""
     source = FixedSamples(samples, pack_length, section)
     places = Places(checkpoint_dir, metrics_path, events)
-    return train_on(
-        model, source, section, learning_rate=learning_rate, pace=pace, places=places, loss=loss or CrossEntropy()
-    )
+    return train_on(model, source, section, learning_rate=learning_rate, pace=pace, places=places, loss=loss)
 
 
 def train_on(
@@ -170,6 +166,8 @@ class _Training:
 
     def run(self) -> None:
         """All steps that are left."""
+        if self.done == 0 or self.cuda_devices:  # resumed on a CPU: what was planned ran
+            self._plan_memory()
         self._note_sharing()
         self.places.metrics_path.parent.mkdir(parents=True, exist_ok=True)
         self._progress({})
@@ -185,6 +183,24 @@ class _Training:
                 self.save()
             raise
 
+    def _plan_memory(self) -> None:
+        """Run the largest micro batch before the first step, say what it takes, and use the size that fits."""
+        if not isinstance(self.source, FixedSamples):
+            return
+        samples, steps = self.source.samples, min(self.source.plan.steps_per_epoch, self.num_steps)
+        plan = plan_memory(
+            self.stepper.model,
+            samples,
+            [self.source.take(step)[1] for step in range(steps)],
+            self.pace.micro_batch_size,
+            lambda members: self.stepper.rehearse(samples, members),
+            count_rows=lambda members: self.stepper.batch(samples, members).input_ids.shape[1],
+            drop_gradients=self.weights.drop_gradients,
+            optimizer_bytes=8 * self.weights.num_trainable,
+        )
+        self.stepper.micro_batch_size = plan.micro_batch_size
+        self.events.emit(Note(message=plan.sentence()))
+
     def _note_sharing(self) -> None:
         """Say what shared beginnings save, where they do and where that is known beforehand."""
         if not self.stepper.share_prefixes or not isinstance(self.source, FixedSamples):
@@ -194,7 +210,7 @@ class _Training:
         batches = [
             self.stepper.batch(samples, members)
             for samples, packs in map(self.source.take, range(steps))
-            for members in micro_batches(packs, self.pace.micro_batch_size)
+            for members in micro_batches(packs, self.stepper.micro_batch_size)
         ]
         tokens = sum(batch.num_tokens for batch in batches)
         rows = sum(batch.input_ids.shape[1] for batch in batches)
@@ -246,7 +262,7 @@ class _Training:
             return False  # the stage writes the result itself
         every = self.pace.checkpoint_every_steps
         if every is not None:
-            return self.done % every == 0
+            return self.done // every > self.saved_step // every  # the first stopping place after each `every` steps
         return time.monotonic() - self.saved_at >= _AUTO_CHECKPOINT_SECONDS
 
     def save(self) -> None:

@@ -3,23 +3,28 @@
 Sums, not means: the unit (a supervised token, a pair, a sample) is counted over the whole optimiser step before its first
 forward pass, so accumulation, packing and ranks cannot change what it counts. Refuses to know models and schedules.
 
-Legend: N supervised rows of a batch, D width, B samples of a batch.
+Legend: R rows of a batch, D width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from tunesmith.recipe import Optimisation
 from tunesmith.registry import Registry
 from tunesmith.training.batches import Batch, Samples
 from tunesmith.training.head import Head
 
-Sums = Mapping[str, float]
-"""What a loss says beside its value: sums over the batch, of which the step reports the mean per unit."""
+BatchLoss = tuple[torch.Tensor, Mapping[str, float]]
+"""(summed loss, a scalar in fp32; what else was measured, summed over the batch: the step reports the mean per unit)."""
+
+Measure = Callable[[Samples, Sequence[int]], NDArray[np.float64]]
+"""Log-probability of each of these samples' supervised tokens under the weights of now, summed by sample, without gradient."""
 
 
 class Loss(Protocol):
@@ -31,13 +36,26 @@ class Loss(Protocol):
         """What a step over these samples divides its sum by."""
         ...
 
-    def __call__(self, head: Head, hidden: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, Sums]:
-        """hidden (N, D) of the batch's supervised rows -> (summed loss, a scalar in fp32; what else it measured)."""
+    def begin_step(self, samples: Samples, indices: Sequence[int], measure: Measure) -> None:
+        """Before the first forward pass of a step over these samples: what only the whole step can tell."""
+        ...
+
+    def __call__(self, head: Head, hidden: torch.Tensor, batch: Batch) -> BatchLoss:
+        """hidden (R, D): what the output head reads, at every row of the batch."""
         ...
 
 
-LOSSES = Registry("loss", {"cross_entropy": "tunesmith.training.losses:CrossEntropy"})
-"""Name -> class, built with the recipe's section."""
+LOSSES = Registry(
+    "loss",
+    {
+        "cross_entropy": "tunesmith.training.losses:CrossEntropy",
+        "dpo": "tunesmith.training.preference_losses:build_dpo",
+        "ipo": "tunesmith.training.preference_losses:build_ipo",
+        "orpo": "tunesmith.training.preference_losses:build_orpo",
+        "simpo": "tunesmith.training.preference_losses:build_simpo",
+    },
+)
+"""Name -> what builds the loss from the recipe's section."""
 
 
 class CrossEntropy:
@@ -49,8 +67,11 @@ class CrossEntropy:
     def __init__(self, section: Optimisation | None = None) -> None:
         del section  # nothing of it changes the formula
 
+    def begin_step(self, samples: Samples, indices: Sequence[int], measure: Measure) -> None:
+        """Nothing: each token stands for itself."""
+
     def units(self, samples: Samples, indices: Sequence[int]) -> float:
         return float(samples.target_weights[list(indices)].sum())
 
-    def __call__(self, head: Head, hidden: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, Sums]:
-        return head.negative_log_likelihood(hidden, batch.targets, batch.row_weights), {}
+    def __call__(self, head: Head, hidden: torch.Tensor, batch: Batch) -> BatchLoss:
+        return head.negative_log_likelihood(hidden[batch.rows], batch.targets, batch.row_weights), {}

@@ -41,7 +41,7 @@ def measure_losses(
         for indices in _groups(samples):
             batch = build_batch(samples, indices, device, share_prefixes=True)
             hidden = hidden_states(model, batch)
-            totals = batch.sum_by_sample(-head.log_probs(hidden[batch.rows], batch.targets)).tolist()
+            totals = batch.sum_by_sample(-head.log_probs(hidden[batch.rows], batch.targets, 1.0)).tolist()
             for index, total, count in zip(batch.samples, totals, batch.num_rows, strict=True):
                 losses[index] = TokenLoss(total, count)
                 on_done(index, losses[index])

@@ -1,57 +1,112 @@
 """Two questions asked of every model before its first step, and one after a step went wrong.
 
-Does the training forward compute what the model itself computes? Can a sample see its neighbour? Which layer first made
-a number that is not finite? Refuses to know optimisers and files.
+Does the training forward compute what the model itself computes, samples end to end and with a shared beginning? Can a
+sample see its neighbour? Which layer first made a number that is not finite? Refuses to know optimisers and files.
 """
 
 from __future__ import annotations
 
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 from transformers import PreTrainedModel
 
 from tunesmith.errors import ModelError, TrainingError
-from tunesmith.training.attention import NAME, build_segments
+from tunesmith.training.alibi import give_segments, swap_bloom_attention
+from tunesmith.training.attention import NAME
 from tunesmith.training.batches import Batch
 from tunesmith.training.head import Head
 from tunesmith.training.kernels import restore_layers, swap_norms
+from tunesmith.training.prefixes import Layout, lay_as_trie, lay_end_to_end
 
 _TOLERANCE = {torch.float32: (1e-4, 1e-3), torch.float16: (1e-2, 0.1), torch.bfloat16: (1e-2, 0.3)}
 """Largest relative difference (head, body). Thirty blocks in bf16 drift by 2 to 8 % on such short nonsense, torch's own
 two kernels by half of that; in fp32 the same comparison gives 1e-6."""
 
+_ROUNDING = {torch.float32: 1e-5, torch.float16: 5e-3, torch.bfloat16: 2e-2}
+
 _PROBE_TOKENS = 12
+_PROBE_SHARED = 8  # a beginning that is long enough to be shared
+_PROBE_WINDOW = 5
+_LAYER_KINDS = ("full_attention", "sliding_attention")  # of config.layer_types, those that training computes
+_HINT = "its attention or output head has a form that training does not compute yet; choose another model"
 
 
 @contextmanager
-def varlen_forward(model: PreTrainedModel) -> Any:
-    """Inside, the model's layers attend by segments and its norms are the fast ones; outside it is as it was."""
+def varlen_forward(model: PreTrainedModel) -> Generator[None]:
+    """Inside, the model's layers attend by segments and its norms are the fast ones; outside it is as it was.
+
+    ModelError for a model whose attention cannot be replaced.
+    """
     before = model.config._attn_implementation or "sdpa"
     swapped = swap_norms(model)
-    model.set_attn_implementation(NAME)
+    bloom = swap_bloom_attention(model)
     try:
+        if bloom:
+            model.config._attn_implementation = NAME  # read by no layer of Bloom; it keeps the model from making a mask
+        else:
+            _set_attention(model)
         yield
     finally:
-        model.set_attn_implementation(before)
-        restore_layers(model, swapped)
+        if bloom:
+            model.config._attn_implementation = before
+        elif model.config._attn_implementation != before:
+            model.set_attn_implementation(before)
+        restore_layers(model, swapped + bloom)
+
+
+def _set_attention(model: PreTrainedModel) -> None:
+    decoder: Any = model.get_decoder()
+    if model._can_set_attn_implementation():
+        model.set_attn_implementation(NAME)
+    if decoder.config._attn_implementation != NAME:
+        raise ModelError(
+            f"{type(model).__name__} computes attention inside its layers, so samples cannot be kept apart there",
+            hint="choose a model of another architecture; docs/architectures.md lists those that can be trained",
+        )
 
 
 def hidden_states(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
     """(T, D) what the output head reads, at every position. Inside `varlen_forward`."""
     decoder: Any = model.get_decoder()
-    output = decoder(
-        input_ids=batch.input_ids, position_ids=batch.position_ids, segments=batch.segments, use_cache=False
-    )
+    _refuse_shared_rotation(decoder.config, batch)
+    with give_segments(decoder, batch.segments, batch.input_ids) as more:
+        output = decoder(
+            input_ids=batch.input_ids,
+            position_ids=batch.position_ids,
+            segments=batch.segments,
+            use_cache=False,
+            **more,
+        )
     return output.last_hidden_state[0]
+
+
+def _refuse_shared_rotation(config: Any, batch: Batch) -> None:
+    """Two kinds of rotary scaling turn a whole forward pass by its longest sample. Up to a length they turn as if there
+    were no scaling; beyond, a long sample would change its neighbours."""
+    parameters = getattr(config, "rope_parameters", None) or {}
+    for rope in [value for value in parameters.values() if isinstance(value, Mapping)] or [parameters]:
+        if rope.get("rope_type") not in ("dynamic", "longrope"):
+            continue
+        limit = rope.get("original_max_position_embeddings") or config.max_position_embeddings
+        longest = max(segment.num_seen for segment in batch.segments)
+        if longest > limit:
+            raise ModelError(
+                f"a sample has {longest:,} tokens; beyond {limit:,} the model's rotary scaling ({rope['rope_type']}) "
+                "turns every sample of a batch by the longest one",
+                where="recipe.tokenize.max_length",
+                hint=f"lower tokenize.max_length to {limit}",
+            )
 
 
 def draws_dropout(model: nn.Module) -> bool:
     """Whether some layer of the model zeroes activations at random while it trains."""
-    names = ("dropout", "attention_dropout")
-    rates = [getattr(layer, name, 0.0) for layer in model.modules() for name in names]
+    rates = [rate for layer in model.modules() for name, rate in vars(layer).items() if "drop" in name]
     rates += [layer.p for layer in model.modules() if isinstance(layer, nn.Dropout)]
     return any(isinstance(rate, float) and rate > 0 for rate in rates)
 
@@ -66,35 +121,127 @@ def output_head(model: PreTrainedModel) -> Head:
 
 @torch.no_grad()
 def probe_model(model: PreTrainedModel) -> None:
-    """ModelError where the packed forward differs from the model's own, or a change in one sample moves another.
+    """ModelError where the training forward differs from the model's own, or a change in one sample moves another.
 
-    Two short samples of ordinary ids, once packed by us, once alone through the model itself.
+    Short samples of ordinary ids: packed by us, end to end and as a trie, and each alone through the model itself. Where
+    layers have a sliding window, once more with a window that is shorter than the samples.
     """
-    name, device = type(model).__name__, next(model.parameters()).device
-    first = torch.arange(_PROBE_TOKENS) * 7 % model.config.vocab_size
-    second = (torch.arange(_PROBE_TOKENS) * 5 + 3) % model.config.vocab_size
+    _refuse_by_name(model)
     training = model.training
     model.eval()
-    head_map = output_head(model)
-    logits = model(input_ids=first[None].to(device), use_cache=False).logits[0]
-    decoder: Any = model.get_decoder()
-    own = decoder(input_ids=first[None].to(device), use_cache=False).last_hidden_state[0]
-    with varlen_forward(model):
-        packed = [hidden_states(model, _probe_batch([first, other], device)) for other in (second, second.flip(0))]
-    ours, disturbed = (hidden[:_PROBE_TOKENS] for hidden in packed)
-    model.train(training)
+    try:
+        _probe_head(model)
+        _probe_packs(model)
+        with _short_windows(model) as any_window:
+            if any_window:
+                _probe_packs(model)
+    except (TrainingError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        raise ModelError(f"{type(model).__name__}: the training forward fails: {error}", hint=_HINT) from error
+    finally:
+        model.train(training)
+
+
+def _refuse_by_name(model: PreTrainedModel) -> None:
+    """What short samples may not show: layers that act only on long ones, and logits that are bent but a little."""
+    name, decoder = type(model).__name__, model.get_decoder()
+    config: Any = decoder.config
+    other = sorted(set(getattr(config, "layer_types", None) or ()) - set(_LAYER_KINDS))
+    if other:
+        raise ModelError(
+            f"{name} has layers of type {other[0]!r}, which training does not compute yet",
+            hint="choose a model whose layers have full or sliding-window attention",
+        )
+    if getattr(config, "final_logit_softcapping", None) is not None:
+        raise ModelError(
+            f"{name} soft-caps its logits (`final_logit_softcapping`), which training does not compute yet",
+            hint="choose another model",
+        )
+
+
+def _probe_head(model: PreTrainedModel) -> None:
+    """Are the logits finite, and what a loss takes them for: a linear map of the last hidden states?"""
+    name, head = type(model).__name__, output_head(model)
+    ids = _probe_samples(model)[0]
+    logits = model(input_ids=_as_row(ids, model), use_cache=False).logits[0]
     if not bool(torch.isfinite(logits).all()):
         raise ModelError(f"{name} computes numbers that are not finite", hint="its weights are damaged")
-    if not torch.equal(ours, disturbed):
-        raise ModelError(f"{name}: a packed sample can see its neighbour", hint="choose another model")
-    hint = "its attention or output head has a form that training does not compute yet; choose another model"
-    head_limit, body_limit = _TOLERANCE[head_map.weight.dtype]
-    head = _relative_difference(nn.functional.linear(own, head_map.weight, head_map.bias), logits)
-    if not head <= head_limit:
-        raise ModelError(f"{name}: its logits are no linear map of its last layer ({head:.1%} apart)", hint=hint)
-    body = _relative_difference(ours, own)
-    if not body <= body_limit:
-        raise ModelError(f"{name}: the training forward differs from the model's own by {body:.1%}", hint=hint)
+    difference = _relative_difference(nn.functional.linear(_own_hidden(model, ids), head.weight, head.bias), logits)
+    if not difference <= _TOLERANCE[head.weight.dtype][0]:
+        raise ModelError(f"{name}: its logits are no linear map of its last layer ({difference:.1%} apart)", hint=_HINT)
+
+
+def _probe_packs(model: PreTrainedModel) -> None:
+    name, dtype = type(model).__name__, output_head(model).weight.dtype
+    first, second, third = _probe_samples(model)
+    with varlen_forward(model):
+        packed = _packed_hidden(model, lay_end_to_end((first, second, third)))
+        disturbed = _packed_hidden(model, lay_end_to_end((third, second, first)))
+        shared = _packed_hidden(model, lay_as_trie((first, second)))
+    _refuse_leak(model, packed[1], disturbed[1], dtype)
+    for index, ids in enumerate((first, second)):
+        own = _own_hidden(model, ids)
+        for what, found in (("forward", packed), ("forward of a shared beginning", shared)):
+            difference = _relative_difference(found[index], own)
+            if not difference <= _TOLERANCE[dtype][1]:
+                raise ModelError(
+                    f"{name}: the training {what} differs from the model's own by {difference:.1%}", hint=_HINT
+                )
+
+
+def _refuse_leak(model: PreTrainedModel, found: torch.Tensor, disturbed: torch.Tensor, dtype: torch.dtype) -> None:
+    """The same sample between other neighbours: no bit may differ, except for what layers of experts round: they gather
+    the tokens of all samples, and a matrix product of other height may round otherwise."""
+    decoder: Any = model.get_decoder()
+    experts = any(getattr(decoder.config, key, None) for key in ("num_experts", "num_local_experts"))
+    if torch.equal(found, disturbed) or (experts and _relative_difference(disturbed, found) <= _ROUNDING[dtype]):
+        return
+    raise ModelError(
+        f"{type(model).__name__}: a packed sample can see its neighbour, a change of which moves it by "
+        f"{_relative_difference(disturbed, found):.0e}",
+        hint="choose another model",
+    )
+
+
+def _probe_samples(model: PreTrainedModel) -> tuple[NDArray[np.int64], ...]:
+    """Three samples; the first two begin alike."""
+    size = model.config.get_text_config().vocab_size
+    first, second, third = (np.arange(1, _PROBE_TOKENS + 1) * step % size for step in (7, 5, 3))
+    second[:_PROBE_SHARED] = first[:_PROBE_SHARED]
+    return first, second, third
+
+
+def _as_row(values: NDArray[np.int64], model: PreTrainedModel) -> torch.Tensor:
+    return torch.from_numpy(values)[None].to(next(model.parameters()).device)
+
+
+def _own_hidden(model: PreTrainedModel, ids: NDArray[np.int64]) -> torch.Tensor:
+    decoder: Any = model.get_decoder()
+    return decoder(input_ids=_as_row(ids, model), use_cache=False).last_hidden_state[0]
+
+
+def _packed_hidden(model: PreTrainedModel, layout: Layout) -> list[torch.Tensor]:
+    """Hidden states of each sample. Inside `varlen_forward`."""
+    ids, positions = _as_row(layout.input_ids, model), _as_row(layout.position_ids, model)
+    nothing = torch.empty(0, dtype=torch.int64, device=ids.device)
+    hidden = hidden_states(model, Batch(ids, positions, layout.segments, nothing, nothing, (), ids.shape[1]))
+    return [hidden[torch.from_numpy(rows).to(ids.device)] for rows in layout.row_of]
+
+
+@contextmanager
+def _short_windows(model: PreTrainedModel) -> Generator[bool]:
+    """Inside, sliding windows reach five tokens, in our forward and in the model's own. Yields whether there are any."""
+    decoder: Any = model.get_decoder()
+    owners: list[Any] = [
+        each for each in (decoder.config, *model.modules()) if isinstance(vars(each).get("sliding_window"), int)
+    ]
+    before = [owner.sliding_window for owner in owners]
+    try:
+        for owner in owners:
+            owner.sliding_window = min(owner.sliding_window, _PROBE_WINDOW)
+        yield bool(owners)
+    finally:
+        for owner, window in zip(owners, before, strict=True):
+            owner.sliding_window = window
 
 
 def _relative_difference(found: torch.Tensor, expected: torch.Tensor) -> float:
@@ -137,10 +284,3 @@ def refuse_loss(model: PreTrainedModel, batch: Batch, rows: list[str], step: int
         where="recipe.train",
         hint="look at these rows (`tunesmith show`), lower train.learning_rate, or set runtime.precision: fp32",
     )
-
-
-def _probe_batch(samples: list[torch.Tensor], device: torch.device) -> Batch:
-    ids = torch.cat(samples)[None].to(device)
-    positions = torch.cat([torch.arange(len(sample)) for sample in samples])[None].to(device)
-    nothing = torch.empty(0, dtype=torch.int64, device=device)
-    return Batch(ids, positions, build_segments([len(s) for s in samples]), nothing, nothing, (), ids.shape[1])

@@ -6,8 +6,9 @@ models and data.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -62,6 +63,15 @@ class Ranks:
         tensor = torch.tensor(values, dtype=torch.float64, device=device)
         dist.all_reduce(tensor)
         return tensor.tolist()
+
+    def sum_named(self, values: Mapping[str, float]) -> dict[str, float]:
+        """Of every name over all ranks; a rank that had no work names nothing."""
+        if self.size == 1:
+            return dict(values)
+        everyone: list[Any] = [None] * self.size
+        dist.all_gather_object(everyone, dict(values))
+        names = sorted({name for each in everyone for name in each})
+        return {name: sum(each.get(name, 0.0) for each in everyone) for name in names}
 
     def sum_gradients(self, weights: Iterable[torch.Tensor]) -> None:
         """The gradients of fp32 weights, over all ranks; a rank that has none adds nothing. The same order on each."""

@@ -1,7 +1,8 @@
 """Samples of any number as one safetensors file, written a sample at a time.
 
 Owns the layout of samples.safetensors: `lengths` (samples,), and `input_ids`, `owner` and `loss_mask`, each (tokens,), the
-samples one after another. The bytes are those that safetensors itself writes.
+samples one after another; `loss_weights` (tokens,) only where some token counts other than 1. The bytes are those that
+safetensors itself writes.
 """
 
 from __future__ import annotations
@@ -19,7 +20,13 @@ from numpy.typing import NDArray
 from tunesmith.store import disk_error
 
 # In the file's order: wider types first, so that each tensor is aligned.
-_TENSORS = (("lengths", "I64", "<i8"), ("input_ids", "I32", "<i4"), ("owner", "I16", "<i2"), ("loss_mask", "U8", "u1"))
+_TENSORS = (
+    ("lengths", "I64", "<i8"),
+    ("loss_weights", "F32", "<f4"),
+    ("input_ids", "I32", "<i4"),
+    ("owner", "I16", "<i2"),
+    ("loss_mask", "U8", "u1"),
+)
 _COPIED_BYTES = 1 << 22
 
 
@@ -35,6 +42,7 @@ class SampleWriter:
         except OSError as error:
             raise disk_error(error, scratch, 0) from error
         self._sizes = dict.fromkeys(self._streams, 0)
+        self._weighted = False
 
     def __enter__(self) -> SampleWriter:
         return self
@@ -47,9 +55,17 @@ class SampleWriter:
                 stream.close()
         shutil.rmtree(self._scratch, ignore_errors=True)
 
-    def add(self, input_ids: NDArray[np.int32], loss_mask: NDArray[np.bool_], owner: NDArray[np.int16]) -> None:
-        """One sample; each array is (tokens,)."""
+    def add(
+        self,
+        input_ids: NDArray[np.int32],
+        loss_mask: NDArray[np.bool_],
+        owner: NDArray[np.int16],
+        loss_weights: NDArray[np.float32] | None = None,
+    ) -> None:
+        """One sample; each array is (tokens,). loss_weights: what a target counts; None = 1."""
         values = {"lengths": np.array([len(input_ids)]), "input_ids": input_ids, "owner": owner, "loss_mask": loss_mask}
+        self._weighted |= loss_weights is not None
+        values["loss_weights"] = np.ones(len(input_ids)) if loss_weights is None else loss_weights
         for name, _, kind in _TENSORS:
             data = values[name].astype(kind).tobytes()
             try:
@@ -64,8 +80,10 @@ class SampleWriter:
         try:
             with temporary.open("wb") as target:
                 target.write(self._header())
-                for stream in self._streams.values():
+                for name, stream in self._streams.items():
                     stream.close()
+                    if name not in self._names():
+                        continue
                     with Path(stream.name).open("rb") as source:
                         _copy(source, target)
             temporary.replace(self._path)
@@ -73,10 +91,15 @@ class SampleWriter:
             temporary.unlink(missing_ok=True)
             raise disk_error(error, self._path, sum(self._sizes.values())) from error
 
+    def _names(self) -> set[str]:
+        return {name for name, _, _ in _TENSORS if self._weighted or name != "loss_weights"}
+
     def _header(self) -> bytes:
         header: dict[str, object] = {}
         begin = 0
         for name, kind, numpy_kind in _TENSORS:
+            if name not in self._names():
+                continue
             end = begin + self._sizes[name]
             shape = [self._sizes[name] // np.dtype(numpy_kind).itemsize]
             header[name] = {"dtype": kind, "shape": shape, "data_offsets": [begin, end]}

@@ -5,7 +5,6 @@ Refuses to know recipes and artifacts.
 
 from __future__ import annotations
 
-import shutil
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,9 +15,9 @@ from peft import PeftModel
 from transformers import PreTrainedModel
 
 from tunesmith.errors import TrainingError
-from tunesmith.model.adapters import load_adapter
-from tunesmith.model.folder import read_safetensors_header, weight_files
+from tunesmith.model.adapters import adapter_layers, load_adapter
 from tunesmith.model.load import load_model
+from tunesmith.model.whole import copy_tokenizer, load_stored_dtype
 from tunesmith.training.batches import Samples
 
 _PROBE_TOKENS = 256
@@ -39,13 +38,14 @@ def check_saved_adapter(model: PreTrainedModel, folder: Path, base_dir: Path, in
     thousand million parameters) by more than a rounding.
     """
     device, dtype = model.device, next(iter(model.get_input_embeddings().parameters())).dtype
-    fresh = load_model(base_dir, device=str(device), dtype=dtype)
+    quantised = any(layer.quantised for layer in adapter_layers(model).values())
+    fresh = load_model(base_dir, device=str(device), dtype=dtype, quantised=quantised)
     load_adapter(fresh, folder)
     trained = model(input_ids=input_ids.to(device), use_cache=False).logits
     if not torch.equal(trained, fresh(input_ids=input_ids.to(device), use_cache=False).logits):
         raise _differs(folder, "the adapter read back gives other logits than the model that was trained")
-    if fresh.num_parameters() > _FP32_PARAMETERS:
-        return
+    if quantised or fresh.num_parameters() > _FP32_PARAMETERS:
+        return  # 4-bit weights have no fp32 form; the files of qlora are those of lora
     ours = cast("Any", fresh.float())(input_ids=input_ids.to(device), use_cache=False).logits
     del fresh
     # The base is loaded anew: PEFT puts its layers into the model it is given.
@@ -61,25 +61,19 @@ def check_saved_adapter(model: PreTrainedModel, folder: Path, base_dir: Path, in
 
 def save_full_model(model: PreTrainedModel, weights: Mapping[str, torch.Tensor], base_dir: Path, folder: Path) -> None:
     """Write a transformers folder: the masters rounded once to the dtype the base model is stored in, its config,
-    and its tokenizer files unchanged."""
+    and its tokenizer files unchanged. Weights that were frozen are those of the base model's files, bit for bit: the
+    model in memory may hold them in another dtype."""
     stored = load_stored_dtype(base_dir)
+    frozen: dict[str, torch.Tensor] = {}
+    if any(name not in weights for name, _ in model.named_parameters()):
+        frozen = dict(load_model(base_dir, device="cpu", dtype=stored).named_parameters())
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            parameter.data = weights[name].detach().to(stored)
+            tensor = weights[name] if name in weights else frozen[name]
+            parameter.data = tensor.detach().to(parameter.device, stored)
     model.config.dtype = stored  # buffers stay as they are: rotary frequencies are fp32 in every dtype
     model.save_pretrained(folder, max_shard_size="4GB")
-    for path in sorted(base_dir.iterdir()):
-        if path.is_file() and path.name.startswith(
-            ("tokenizer", "special_tokens", "vocab", "merges", "generation_config")
-        ):
-            shutil.copyfile(path, folder / path.name)
-
-
-def load_stored_dtype(base_dir: Path) -> torch.dtype:
-    """The dtype of the base model's files."""
-    names = {"F64": torch.float32, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
-    found = {entry["dtype"] for file in weight_files(base_dir) for entry in read_safetensors_header(file).values()}
-    return torch.bfloat16 if "BF16" in found else names.get(sorted(found)[0], torch.float32)
+    copy_tokenizer(base_dir, folder)
 
 
 @torch.no_grad()

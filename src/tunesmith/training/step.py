@@ -9,8 +9,11 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
 from tunesmith.errors import TrainingError
@@ -22,12 +25,14 @@ from tunesmith.training.ranks import Ranks
 from tunesmith.training.schedule import Pack, micro_batches
 from tunesmith.training.weights import TrainableWeights
 
+_SAMPLES_AT_ONCE = 8  # where nothing is trained
+
 
 @dataclass(frozen=True)
 class Pace:
     """What changes speed and memory, and no result beyond rounding."""
 
-    micro_batch_size: int  # packs per forward pass
+    micro_batch_size: int | Literal["auto"]  # packs per forward pass; auto = what the memory plan finds
     checkpoint_every_steps: int | None  # None: about once a minute
     keep_checkpoints: int
     log_every_steps: int
@@ -53,7 +58,9 @@ class Stepper:
         self, model: PreTrainedModel, loss: Loss, section: Optimisation, pace: Pace, *, learning_rate: float
     ) -> None:
         self.model, self.loss, self.section = model, loss, section
-        self.micro_batch_size = pace.micro_batch_size
+        self.micro_batch_size = (
+            1 if pace.micro_batch_size == "auto" else pace.micro_batch_size
+        )  # until a plan says more
         self.share_prefixes = pace.share_prefixes and not draws_dropout(model)
         self.device = next(model.parameters()).device
         self.ranks = Ranks.current()
@@ -73,6 +80,7 @@ class Stepper:
         torch.manual_seed(self.section.rng_seed * 1_000_003 + step)  # dropout; forked, so nobody else's draws change
         indices = [index for pack in packs for index in pack]
         units = self.loss.units(samples, indices)
+        self.loss.begin_step(samples, indices, self.sum_log_probs)
         sums: Counter[str] = Counter()
         self.weights.drop_gradients()
         for members in micro_batches(self.ranks.share(packs, samples.lengths), self.micro_batch_size):
@@ -80,8 +88,7 @@ class Stepper:
             sums.update({"loss": 0.0, "tokens": batch.num_tokens})
             self._forward_backward(samples, batch, units, step, sums)
         self.ranks.sum_gradients(self.weights.masters.values())
-        names = sorted(sums)
-        totals = dict(zip(names, self.ranks.sum([sums[name] for name in names]), strict=True))
+        totals = self.ranks.sum_named(sums)
         loss = totals.pop("loss") / units
         norm = self.weights.clip(self.section.max_grad_norm)
         if not math.isfinite(norm):
@@ -99,10 +106,21 @@ class Stepper:
             measures={name: total / units for name, total in totals.items()},
         )
 
+    @torch.no_grad()
+    def sum_log_probs(self, samples: Samples, indices: Sequence[int]) -> NDArray[np.float64]:
+        """(len(indices),) log-probability of each sample's supervised tokens under the weights of now, summed by sample."""
+        found: dict[int, float] = {}
+        for members in micro_batches([(index,) for index in indices], _SAMPLES_AT_ONCE):
+            batch = self.batch(samples, members)
+            hidden = hidden_states(self.model, batch)[batch.rows]
+            sums = batch.sum_by_sample(output_head(self.model).detach().log_probs(hidden, batch.targets, 1.0))
+            found.update(zip(batch.samples, sums.tolist(), strict=True))
+        return np.array([found[index] for index in indices])
+
     def _forward_backward(self, samples: Samples, batch: Batch, units: float, step: int, sums: Counter[str]) -> None:
         """Adds this batch's share of the gradient, and its sums."""
         hidden = hidden_states(self.model, batch)
-        summed, measured = self.loss(output_head(self.model), hidden[batch.rows], batch)
+        summed, measured = self.loss(output_head(self.model), hidden, batch)
         value = float(summed.detach())
         if not math.isfinite(value):
             raise self._refusal(samples, batch, step, f"the loss is {value}")
@@ -110,6 +128,11 @@ class Stepper:
             raise self._refusal(samples, batch, step, "the loss is exactly 0, so nothing can be learnt")
         (summed / units).backward()
         sums.update({"loss": value, **measured})
+
+    def rehearse(self, samples: Samples, members: Pack) -> None:
+        """Forward and backward of one micro batch, as a step runs it; its gradients stay, no weight changes."""
+        self.loss.begin_step(samples, members, self.sum_log_probs)
+        self._forward_backward(samples, self.batch(samples, members), self.loss.units(samples, members), 0, Counter())
 
     def _refusal(self, samples: Samples, batch: Batch, step: int, what: str) -> TrainingError:
         rows = [samples.ids[index] for index in batch.samples]

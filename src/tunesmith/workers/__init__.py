@@ -10,13 +10,15 @@ from contextlib import contextmanager
 from typing import Literal
 
 from tunesmith.protocols import Pool
+from tunesmith.recipe import Runtime
 
 Kind = Literal["local", "ray"]
 
 
 @contextmanager
-def open_pool(kind: Kind, num_workers: int) -> Generator[Pool]:
-    """A pool of that many workers, closed at the end of the block; one local worker is this process itself.
+def open_pool(kind: Kind, num_workers: int | None) -> Generator[Pool]:
+    """A pool of that many workers, closed at the end of the block; one local worker is this process itself. None = one for
+    each CPU: of the Ray cluster, or of this machine that this process may use.
 
     kind "ray" joins the cluster that RAY_ADDRESS names, else starts one on this machine. MissingExtra where the package
     is not installed.
@@ -28,11 +30,12 @@ def open_pool(kind: Kind, num_workers: int) -> Generator[Pool]:
         pool.close()
 
 
-def _build(kind: Kind, num_workers: int) -> Pool:
+def _build(kind: Kind, num_workers: int | None) -> Pool:
     if kind == "ray":
         from tunesmith.workers.ray_data import RayPool
 
         return RayPool(num_workers)
+    num_workers = num_workers or Runtime().usable_threads
     if num_workers == 1:
         from tunesmith.workers.local import ThisProcess
 

@@ -119,7 +119,10 @@ class _Queue:
         self.closed = False
 
     def put(self, task: _Task) -> None:
+        """WorkerError where the pool is closed: nobody would take the task."""
         with self._changed:
+            if self.closed:
+                raise WorkerError("the worker processes were closed before all work was given out")
             self._tasks.append(task)
             self._changed.notify()
 

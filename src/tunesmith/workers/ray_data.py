@@ -14,6 +14,7 @@ from itertools import islice
 from typing import Any, TypeVar
 
 from tunesmith.errors import MissingExtra, WorkerError
+from tunesmith.recipe import Runtime
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -25,7 +26,10 @@ _ITEMS_PER_DATASET = 256  # results are streamed within one; the items themselve
 class RayPool:
     """Each item is one block of a Ray data set. Items and results travel pickled, so that their types stay theirs."""
 
-    def __init__(self, num_workers: int) -> None:
+    num_workers: int  # items that are worked on at once
+
+    def __init__(self, num_workers: int | None) -> None:
+        """num_workers None: one for each CPU the cluster has now."""
         if importlib.util.find_spec("ray") is None:
             raise MissingExtra("ray", "ray", "runtime.workers: ray")
         import ray
@@ -35,14 +39,15 @@ class RayPool:
         if self._started_here:
             _start(ray, num_workers)
         _keep_order()
-        self._num_workers = num_workers
+        self.num_workers = num_workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
 
     def map(self, function: Callable[[T], R], items: Iterable[T], /) -> Iterator[R]:
         left = iter(items)
         packed = pickle.dumps(function)
-        while some := [pickle.dumps(item) for item in islice(left, _ITEMS_PER_DATASET)]:
+        at_a_time = max(_ITEMS_PER_DATASET, 2 * self.num_workers)
+        while some := [pickle.dumps(item) for item in islice(left, at_a_time)]:
             data = self._ray.data.from_items([{"item": each} for each in some], override_num_blocks=len(some))
-            at_once = min(self._num_workers, len(some))
+            at_once = min(self.num_workers, len(some))
             with warnings.catch_warnings():
                 # Ray 2.60 warns of max_retries, and has no other name for it; without it a task is repeated for ever.
                 warnings.simplefilter("ignore", DeprecationWarning)
@@ -70,10 +75,10 @@ class RayPool:
             self._ray.shutdown()
 
 
-def _start(ray: Any, num_workers: int) -> None:
+def _start(ray: Any, num_workers: int | None) -> None:
     address = os.environ.get("RAY_ADDRESS")
     # A cluster has its own number of processors; one that is started here has as many as there shall be workers.
-    options: dict[str, Any] = {} if address else {"num_cpus": num_workers}
+    options: dict[str, Any] = {} if address else {"num_cpus": num_workers or Runtime().usable_threads}
     try:
         ray.init(include_dashboard=False, log_to_driver=False, logging_level="ERROR", **options)
     except (OSError, ValueError, RuntimeError) as error:

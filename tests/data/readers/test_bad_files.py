@@ -29,7 +29,7 @@ def lines(*rows: Any) -> bytes:
 
 FILES: list[tuple[str, str, bytes, str, str]] = [
     # what it is, name, content, message, hint
-    ("an empty file", "a.jsonl", b"", "a.jsonl: the file is empty, expected at least one row", ""),
+    ("an empty file", "a.jsonl", b"", "a.jsonl: the file is empty, expected at least one row", "name another file"),
     ("only white space", "a.csv", b"\xef\xbb\xbf \n\n", "a.csv: the file is empty", ""),
     ("an empty list", "a.json", b" [ ] ", "a.json: the list is empty", ""),
     ("a header without rows", "a.csv", b"question,answer\n", "a.csv: the file has a header but no row", "at least one"),
@@ -39,7 +39,7 @@ FILES: list[tuple[str, str, bytes, str, str]] = [
     ("a list of numbers", "a.json", b"[1000, 2048]", "a.json#1: the rows are a number each, expected objects", "known forms"),
     ("two shapes at once", "a.jsonl", lines({"instruction": "i", "output": "o", "messages": [{"role": "user", "content": "m"}]}), "a.jsonl:1: the rows can be read in two ways (alpaca and openai_messages): as instruction -> output: instruction = 'i', output = 'o'; or as messages: messages = ", "remove or rename"),
     ("two columns of answers", "a.csv", b"question,answer,response\nq,a,r\n", "a.csv:2: the rows can be read in two ways (question_response): as question -> answer: question = 'q', answer = 'a'; or as question -> response: question = 'q', response = 'r'", ""),
-    ("half one shape, half another", "a.jsonl", lines(GOOD, {"instruction": "i", "output": "o"}), "a.jsonl:1: the rows can be read in two ways (alpaca and question_response)", "split the file"),
+    ("half one shape, half another", "a.jsonl", lines(GOOD, {"instruction": "i", "output": "o"}), "a.jsonl:1: the rows can be read in two ways (question_response and alpaca)", "split the file"),
     ("Latin-1 text", "a.jsonl", lines(GOOD) + '{"question": "où", "answer": "là"}'.encode("latin-1"), "a.jsonl: not UTF-8: byte 0xf9 at offset 48", "it could be cp1252: iconv -f cp1252 -t utf-8"),
     ("Chinese in GB18030", "a.csv", "question,answer\n你好,再见\n".encode("gb18030"), "a.csv: not UTF-8: byte 0xc4 at offset 16", "it could be gb18030"),
     ("GB18030 in a list", "a.json", json.dumps([{"question": "自行车", "answer": "坏了"}], ensure_ascii=False).encode("gb18030"), "a.json: not UTF-8: byte 0xd7 at offset 15", "it could be gb18030"),
@@ -49,6 +49,11 @@ FILES: list[tuple[str, str, bytes, str, str]] = [
     ("prose", "a.dat", b"# Notes\n\nSome text\n", "a.dat: this is no list of rows: it starts with '# Notes", "expected a JSON list"),
     ("a damaged gzip", "a.jsonl.gz", gzip.compress(lines(*[GOOD] * 9))[:-9], "a.jsonl.gz: the gzip file is damaged", "fetch or make it again"),
     ("a damaged parquet", "a.parquet", PARQUET.getvalue().to_pybytes()[:-20], "a.parquet: the parquet file is damaged", "fetch or make it again"),
+    ("a parquet cut short", "a.parquet", PARQUET.getvalue().to_pybytes()[:-20], "a.parquet: the parquet file is damaged: its end is missing", "fetch or make it again"),
+    ("rows called parquet", "a.parquet", lines(GOOD), "a.parquet: the file is called .parquet, but its content is not: it starts with '{\"question", "give it the ending of what it holds: .jsonl"),
+    ("bytes called parquet", "a.parquet", b"\x00\x01" * 9, "a.parquet: this is binary data, expected rows", "fetch or make it again"),
+    ("an error page called parquet", "a.parquet", b"<!doctype html><p>404", "a.parquet: the file is called .parquet, but", "fetch"),
+    ("a pointer of Git LFS", "a.parquet", b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n", "a.parquet: this is a pointer of Git LFS, not the file itself", "git lfs pull"),
     ("a list cut short", "a.json", b'[\n{"question": "q", "answer": "a"},\n{"question": "q', "a.json:3: row 2 of the list is not valid JSON: the file ends in the middle of it (an interrupted write?)", "repair the file"),
     ("a list without its end", "a.json", b'[{"question": "q", "answer": "a"}\n', "a.json:2: a comma or the end of the list is missing after row 1", ""),
     ("a bad row in a list", "a.json", b'[{"question": "q", "answer": "a"},\n{"question": nope}]', "a.json:2: row 2 of the list is not valid JSON: Expecting value at column", "one JSON object per line"),

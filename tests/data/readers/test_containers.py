@@ -163,6 +163,41 @@ def test_a_folder_is_read_file_by_file_and_says_what_it_passed_over(tmp_path: Pa
     assert [(each.reason, each.where) for each in skipped] == [("no_data_file", "README.md")]
 
 
+EMPTY = {
+    "a.jsonl": b"",
+    "b.csv": b" \n",
+    "c.json": b"[]",
+    "d.csv": b"question,answer\n",
+    "e.jsonl.gz": gzip.compress(b""),
+}
+
+
+def test_empty_files_of_a_folder_are_told_and_do_not_stop_the_others(tmp_path: Path):
+    for name, content in EMPTY.items():
+        (tmp_path / name).write_bytes(content)
+    pq.write_table(pa.table({"question": pa.array([], pa.string())}), tmp_path / "f.parquet")
+    (tmp_path / "rows.jsonl").write_text(CONTENTS["lines.jsonl"])
+    examples = list(read_examples(tmp_path))
+    told = [(each.where, each.reason) for each in examples if isinstance(each, Excluded)]
+    assert told == [(name, "empty_file") for name in [*EMPTY, "f.parquet"]]
+    assert sum(isinstance(each, Conversation) for each in examples) == 5
+
+
+@pytest.mark.parametrize("name", EMPTY)
+def test_the_only_data_file_of_a_folder_must_hold_something(tmp_path: Path, name: str):
+    (tmp_path / name).write_bytes(EMPTY[name])
+    (tmp_path / "README.md").write_text("# about")
+    with pytest.raises(DataError, match=r"empty|no row"):
+        list(read_examples(tmp_path))
+
+
+def test_a_damaged_file_of_a_folder_is_an_error_that_names_it(tmp_path: Path):
+    pq.write_table(pa.Table.from_pylist(ROWS), tmp_path / "a.parquet")
+    (tmp_path / "b.parquet").write_bytes((tmp_path / "a.parquet").read_bytes()[:-9])
+    with pytest.raises(DataError, match=r"^b\.parquet: the parquet file is damaged: its end is missing"):
+        list(read_examples(tmp_path))
+
+
 def test_a_folder_without_data_is_an_error(tmp_path: Path):
     (tmp_path / "notes.doc").write_text("x")
     with pytest.raises(DataError, match=r"there is no data file; it has: notes\.doc"):

@@ -96,6 +96,14 @@ def test_tool_calls_and_results_are_kept(tmp_path: Path):
     assert conversation.metadata == {"tools": [{"type": "function"}]}
 
 
+def test_tools_in_a_cell_of_a_table_are_the_list_they_spell(tmp_path: Path):
+    talk = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+    row = one(tmp_path, {"messages": talk, "tools": '[{"type": "function"}]'})
+    assert row.metadata == {"tools": [{"type": "function"}]}
+    assert one(tmp_path, {"messages": talk, "tools": "hammer"}).metadata == {"tools": "hammer"}
+    assert one(tmp_path, {"messages": talk, "tools": "[" * 100_000}).metadata == {"tools": "[" * 100_000}
+
+
 def test_a_function_call_of_sharegpt_is_a_tool_call(tmp_path: Path):
     row = {
         "conversations": [

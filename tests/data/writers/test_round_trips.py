@@ -74,6 +74,40 @@ def test_tools_and_thoughts_come_back_where_the_form_holds_them(tmp_path: Path, 
     assert [example.id for example in back(path)] == [row.id]
 
 
+TOOLS = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {"x": {"type": "integer"}}}}}]  # fmt: skip
+
+
+def test_a_row_of_messages_with_tools_is_written_as_it_was_read(tmp_path: Path):
+    call = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": '{"x": 1}'}}
+    row = {
+        "messages": [
+            {"role": "user", "content": "Double 3."},
+            {"role": "assistant", "content": "", "tool_calls": [call]},
+            {"role": "tool", "content": "6", "tool_call_id": "c1", "name": "f"},
+            {"role": "assistant", "content": "Six."},
+        ],
+        "tools": TOOLS,
+    }
+    (tmp_path / "in.jsonl").write_text(json.dumps(row) + "\n")
+    (first,) = back(tmp_path / "in.jsonl")
+    write_examples([first], tmp_path / "out.jsonl", "messages")
+    (line,) = (tmp_path / "out.jsonl").read_text().splitlines()
+    assert json.loads(line) == {**row, "metadata": {"source": "in.jsonl:1"}}
+    assert [essence(each) for each in back(tmp_path / "out.jsonl")] == [essence(first)]
+
+
+@pytest.mark.parametrize("kind", ["conversation", "preference", "labelled"])
+@pytest.mark.parametrize("form", WRITERS)
+def test_tools_come_back_from_every_form_and_stand_at_the_top_where_programs_look(tmp_path: Path, form: str, kind: str):
+    rows = [each.model_copy(update={"metadata": {**each.metadata, "tools": TOOLS}}) for each in EXAMPLES[kind]]
+    path = tmp_path / f"out.{ENDINGS.get(form, 'jsonl')}"
+    assert write_examples(rows, path, form).num_written == len(rows)
+    assert [essence(each) for each in back(path)] == [essence(each) for each in rows]
+    if form in ("messages", "sharegpt"):
+        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        assert [line["tools"] for line in lines] == [TOOLS] * len(rows)
+
+
 def test_what_sharegpt_has_no_place_for_is_counted(tmp_path: Path):
     result = message("tool", "6", tool_call_id="c1", name="f")
     row = Conversation(messages=[ASK, CALL, result, message("assistant", "six", reasoning="hm")])
@@ -173,3 +207,33 @@ def test_a_file_called_json_holds_one_list_and_one_called_jsonl_lines(tmp_path: 
     assert [essence(each) for each in back(tmp_path / "a.json")] == [essence(each) for each in rows]
     write_examples([], tmp_path / "none.json", form)
     assert json.loads((tmp_path / "none.json").read_text()) == []
+
+
+@pytest.mark.parametrize("kind", EXAMPLES)
+@pytest.mark.parametrize(("form", "name"), [("alpaca", "a.csv"), ("alpaca", "a.parquet"), ("messages", "a.PARQUET")])
+def test_the_ending_of_a_file_decides_its_container(tmp_path: Path, form: str, name: str, kind: str):
+    if (form, kind) == ("alpaca", "document"):
+        return
+    path = tmp_path / name
+    assert write_examples(EXAMPLES[kind], path, form).num_written == len(EXAMPLES[kind])
+    assert (path.read_bytes()[:4] == b"PAR1") == (path.suffix.lower() == ".parquet")
+    assert [essence(each) for each in back(path)] == [essence(each) for each in EXAMPLES[kind]]
+
+
+@pytest.mark.parametrize(
+    ("form", "name", "hint"),
+    [
+        ("sharegpt", "a.parquet", "let it end in .jsonl or .ndjson or .json, or write `--to alpaca` or `--to messages` or `--to parquet`"),
+        ("sharegpt", "a.csv", "or write `--to alpaca` or `--to csv`"),
+        ("csv", "a.json", "let it end in .csv, or write `--to alpaca` or `--to sharegpt` or `--to messages`"),
+        ("parquet", "a.csv", "let it end in .parquet, or write `--to alpaca` or `--to csv`"),
+        ("messages", "a.jsonl.gz", "let it end in .jsonl or .ndjson or .json or .parquet"),
+        ("csv", "a.tsv", "let it end in .csv"),
+    ],
+)  # fmt: skip
+def test_a_file_is_never_called_what_it_is_not(tmp_path: Path, form: str, name: str, hint: str):
+    with pytest.raises(RecipeError) as caught:
+        write_examples(EXAMPLES["conversation"], tmp_path / name, form)
+    assert f"{name}: the file is called .{name.rsplit('.', 1)[1]}, and {form} is not written so" in str(caught.value)
+    assert hint in (caught.value.hint or "")
+    assert list(tmp_path.iterdir()) == []

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from tunesmith.data.readers.read import READERS, map_examples, read_examples
+from tunesmith.data.readers.read import EMPTY_FILE, READERS, map_examples, read_examples
 
-__all__ = ["READERS", "map_examples", "read_examples"]
+__all__ = ["EMPTY_FILE", "READERS", "map_examples", "read_examples"]

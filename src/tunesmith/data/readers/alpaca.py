@@ -10,11 +10,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from tunesmith.data.readers.belle import history_readings, transcript_readings
-from tunesmith.data.readers.fields import BadRow, Fields, as_text, is_labelled, is_preference, system_first
-from tunesmith.data.readers.shape import Reading, Shape
+from tunesmith.data.readers.fields import BadRow, Fields, as_text, system_first
+from tunesmith.data.readers.readings import SYSTEM, Reading
+from tunesmith.data.readers.shape import Shape
 from tunesmith.types import Message
 
 _REPLIES = ("output", "response", "answer", "completion", "target")
+_PROMPT = SYSTEM | {"instruction", "input", "context", "history"}
 
 
 def _readings(row: Mapping[str, Any]) -> list[Reading]:
@@ -25,13 +27,21 @@ def _readings(row: Mapping[str, Any]) -> list[Reading]:
 
 
 def _plain_readings(row: Mapping[str, Any]) -> list[Reading]:
-    if "instruction" not in row or "instances" in row or is_preference(row) or is_labelled(row):
+    if "instruction" not in row:
         return []
-    # `output` is the form's own name, so it wins; of the others there must be one.
-    replies = ["output"] if "output" in row else [name for name in _REPLIES if name in row]
+    replies = [name for name in _REPLIES if name in row]
     if not replies:
-        return [Reading("instruction", lambda fields: [_prompt(fields)], has_reply=False)]
-    return [Reading(f"instruction -> {name}", lambda fields, name=name: [_dialogue(fields, name)]) for name in replies]
+        return [Reading("instruction", lambda fields: [_prompt(fields)], _PROMPT, has_reply=False)]
+    return [
+        Reading(
+            f"instruction -> {name}",
+            lambda fields, name=name: [_dialogue(fields, name)],
+            _PROMPT | {name},
+            is_main=name == "output",
+            form="alpaca_plain",
+        )
+        for name in replies
+    ]
 
 
 def _dialogue(fields: Fields, reply_name: str) -> list[Message]:

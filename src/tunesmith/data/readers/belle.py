@@ -9,15 +9,19 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
 from tunesmith.data.readers.fields import BadRow, Fields, is_labelled, is_preference, system_first
-from tunesmith.data.readers.shape import Reading, Shape
+from tunesmith.data.readers.readings import SYSTEM, Reading
+from tunesmith.data.readers.shape import Shape
 from tunesmith.types import Message, Role
 
+_TAKES = SYSTEM | {"instruction", "input", "output"}
 HISTORY = "history in instruction -> output"
 TRANSCRIPT = "instruction -> dialogue in output"
+_GENERATED_CHAT = "belle_generated_chat"
 
 _USER_NAMES = ("human", "user", "用户", "人类", "客户", "顾客", "问", "q")
 _ASSISTANT_NAMES = ("assistant", "ai", "bot", "gpt", "chatgpt", "助手", "助理", "机器人", "客服", "答", "a")
@@ -39,7 +43,7 @@ def history_readings(row: Mapping[str, Any]) -> list[Reading]:
     starts = _HISTORY_MARK.match(text.lstrip())
     if starts is None or roles[:1] != ["user"] or "assistant" not in roles:
         return []
-    return [Reading(HISTORY, lambda fields: [_history(fields)])]
+    return [Reading(HISTORY, lambda fields: [_history(fields)], _TAKES, is_main=True)]
 
 
 def transcript_readings(row: Mapping[str, Any]) -> list[Reading]:
@@ -53,7 +57,8 @@ def transcript_readings(row: Mapping[str, Any]) -> list[Reading]:
         return []
     # Speech that was asked for ("write a dialogue ...") is an answer; in a file where all rows are so, it is the form.
     written = _ASKS_TO_WRITE.search(instruction) is not None
-    return [Reading(TRANSCRIPT, lambda fields: [_transcript(fields)], special="weak" if written else "strong")]
+    special = "weak" if written else "strong"
+    return [Reading(TRANSCRIPT, lambda fields: [_transcript(fields)], _TAKES, special=special, form=_GENERATED_CHAT)]
 
 
 def _role(name: str) -> Role | None:
@@ -119,26 +124,22 @@ def _roles_of(speakers: list[str]) -> dict[str, Role]:
     return {first: "user", second: "assistant"}
 
 
-def _named(readings: Callable[[Mapping[str, Any]], list[Reading]]) -> Callable[[Mapping[str, Any]], list[Reading]]:
+def _named(readings: Callable[[Mapping[str, Any]], list[Reading]], row: Mapping[str, Any]) -> list[Reading]:
     """The readings where a person named the form: nothing is left to compare rows for."""
-
-    def look(row: Mapping[str, Any]) -> list[Reading]:
-        if is_preference(row) or is_labelled(row):
-            return []
-        return [replace(reading, special="") for reading in readings(row)]
-
-    return look
+    if is_preference(row) or is_labelled(row):
+        return []
+    return [replace(reading, special="") for reading in readings(row)]
 
 
 MULTITURN = Shape(
     name="belle_multiturn",
     fields="instruction (Human: and Assistant: lines), output",
     names=("instruction", "output"),
-    readings=_named(history_readings),
+    readings=partial(_named, history_readings),
 )
 GENERATED_CHAT = Shape(
-    name="belle_generated_chat",
+    name=_GENERATED_CHAT,
     fields="instruction (the scene), output (lines of two named speakers)",
     names=("instruction", "output"),
-    readings=_named(transcript_readings),
+    readings=partial(_named, transcript_readings),
 )

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from tunesmith.data.pages.page import PageError, find_page_data
-from tunesmith.data.readers.source import DataFile, read_blocks, read_head, read_lines
+from tunesmith.data.readers.source import DataFile, NoRows, read_blocks, read_head, read_lines
 from tunesmith.data.readers.tables import looks_like_table, read_parquet, read_table, sniff_delimiter
 from tunesmith.errors import DataError
 from tunesmith.types import Excluded
@@ -122,7 +122,13 @@ def container_of(file: DataFile, columns: Collection[str]) -> Callable[[DataFile
     if head.startswith(b"PAR1"):
         return _parquet
     text = head.decode("utf-8-sig", "replace").lstrip()
-    name = file.name.removesuffix(".gz").lower()
+    name = file.name.lower().removesuffix(".gz")
+    if name.endswith(".parquet"):
+        raise DataError(
+            f"the file is called .parquet, but its content is not: it starts with {text[:40]!r}",
+            where=file.name,
+            hint="fetch or make it again, or give it the ending of what it holds: .jsonl, .json, .csv",
+        )
     if name.endswith(TEXT_ENDINGS) and not _JSON_START.match(text):
         return _table if name.endswith(".txt") and looks_like_table(text, columns) else _text
     if _PAGE_START.match(text):
@@ -235,7 +241,8 @@ def _json_list(file: DataFile) -> Iterator[Row | Excluded]:
             if not values.skip(","):
                 raise values.error(f"a comma or the end of the list is missing after row {number}")
     if not number:
-        raise DataError("the list is empty, expected at least one row", where=file.name)
+        hint = "write its rows, or name another file"
+        raise NoRows("the list is empty, expected at least one row", where=file.name, hint=hint)
     if not values.at_end():
         raise values.error(f"there is more text after the end of the list of {number} rows")
 

@@ -90,7 +90,7 @@ class Fields:
         if isinstance(value, str):
             try:
                 value = json.loads(value)
-            except ValueError:
+            except (ValueError, RecursionError):
                 raise BadRow("wrong_type", name, f"field {name!r} is text that is no JSON list") from None
         if not isinstance(value, list):
             raise BadRow("wrong_type", name, f"field {name!r} is {kind_of(value)}, expected a list")

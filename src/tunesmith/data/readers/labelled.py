@@ -5,11 +5,13 @@ with `label` (true or false) or `kto_tag`.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from tunesmith.data.readers import alpaca, openai_messages, question_response, sharegpt
 from tunesmith.data.readers.fields import BadRow, Fields, Thumb, is_labelled, kind_of
-from tunesmith.data.readers.shape import Reading, Shape
+from tunesmith.data.readers.readings import Reading
+from tunesmith.data.readers.shape import Shape
 from tunesmith.types import Message
 
 
@@ -20,7 +22,12 @@ def _readings(row: Mapping[str, Any]) -> list[Reading]:
     inner = {name: value for name, value in row.items() if name != label}
     shapes = (openai_messages.READER, sharegpt.READER, alpaca.PLAIN, question_response.READER)
     return [
-        Reading(f"{reading.label}, {label}", lambda fields, r=reading: [_thumb(fields, r, label)])
+        replace(
+            reading,
+            label=f"{reading.label}, {label}",
+            parse=lambda fields, r=reading: [_thumb(fields, r, label)],
+            takes=reading.takes | {label},
+        )
         for shape in shapes
         for reading in shape.readings(inner)
         if reading.has_reply

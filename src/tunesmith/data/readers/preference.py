@@ -12,12 +12,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tunesmith.data.readers.fields import BadRow, Fields, Pair, check_turns, is_preference, kind_of, system_first
-from tunesmith.data.readers.shape import Reading, Shape
+from tunesmith.data.readers.readings import SYSTEM, Reading
+from tunesmith.data.readers.shape import Shape
 from tunesmith.data.readers.turns import parse_turn
 from tunesmith.types import Message, Role
 
 _PROMPTS = ("prompt", "question", "query", "instruction")
 _DIALOGUES = ("messages", "conversations", "conversation")
+_SCORES = tuple(form.format(side) for side in ("chosen", "rejected") for form in ("score_{}", "{}_score", "{}-rating"))
 _MARKS = re.compile(r"(?:\A|\n\n)(Human|Assistant): ?")  # the layout of Anthropic's HH dialogues
 _ROLES: dict[str, Role] = {"Human": "user", "Assistant": "assistant"}
 
@@ -26,11 +28,16 @@ def _readings(row: Mapping[str, Any]) -> list[Reading]:
     if not is_preference(row):
         return []
     if "rejected_response" in row and "chosen" not in row:
-        return [Reading("messages -> rejected_response", lambda fields: [_last_is_chosen(fields)])]
+        takes = SYSTEM | {"messages", "rejected_response"}
+        return [Reading("messages -> rejected_response", lambda fields: [_last_is_chosen(fields)], takes)]
     worse = "rejected" if "rejected" in row else "reject"
     prompts = [name for name in (*_PROMPTS, *_DIALOGUES) if name in row] or [""]
     return [
-        Reading(" -> ".join(filter(None, (name, "chosen"))), lambda fields, n=name: [_pair(fields, n, worse)])
+        Reading(
+            " -> ".join(filter(None, (name, "chosen"))),
+            lambda fields, n=name: [_pair(fields, n, worse)],
+            SYSTEM | {"chosen", worse, name, *(["input"] if name == "instruction" else []), *_SCORES},
+        )
         for name in prompts
     ]
 
@@ -92,7 +99,7 @@ def _answer(fields: Fields, name: str) -> list[Message]:
 def _json(value: str) -> Any:
     try:
         return json.loads(value)  # a cell of a table
-    except ValueError:
+    except (ValueError, RecursionError):
         return value
 
 

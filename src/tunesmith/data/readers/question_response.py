@@ -8,26 +8,35 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from tunesmith.data.readers.fields import Fields, is_labelled, system_first
-from tunesmith.data.readers.shape import Reading, Shape
+from tunesmith.data.readers.fields import Fields, system_first
+from tunesmith.data.readers.readings import SYSTEM, Reading
+from tunesmith.data.readers.shape import Shape
 from tunesmith.data.readers.turns import parse_turn
 from tunesmith.types import Message
 
 _PROMPTS = ("question", "prompt", "query", "input")
 _REPLIES = ("answer", "response", "completion", "output", "target", "std_answer", "reply")
-# Rows of another form: alpaca, conversations, and pairs of a better and a worse answer.
-_OTHERS = ("instruction", "instances", "messages", "conversations", "conversation", "chosen", "rejected", "items")
+_PAIRS = {
+    ("question", "answer"), ("question", "response"), ("question", "std_answer"), ("prompt", "completion"), ("prompt", "response"),
+    ("query", "response"), ("query", "answer"), ("input", "output"), ("input", "target"),
+}  # fmt: skip
+"""Names that files have together."""
 
 
 def _readings(row: Mapping[str, Any]) -> list[Reading]:
     prompts = [name for name in _PROMPTS if name in row]
-    if not prompts or any(name in row for name in _OTHERS) or is_labelled(row):
-        return []
-    replies = [name for name in _REPLIES if name in row]
+    replies = [name for name in _REPLIES if name in row] if prompts else []
     if not replies:
-        return [Reading(name, lambda f, name=name: [_prompt(f, name)], has_reply=False) for name in prompts]
+        return [
+            Reading(name, lambda f, name=name: [_prompt(f, name)], SYSTEM | {name}, has_reply=False) for name in prompts
+        ]
     return [
-        Reading(f"{prompt} -> {reply}", lambda f, p=prompt, r=reply: [_pair(f, p, r)])
+        Reading(
+            f"{prompt} -> {reply}",
+            lambda f, p=prompt, r=reply: [_pair(f, p, r)],
+            SYSTEM | {prompt, reply},
+            is_main=(prompt, reply) in _PAIRS,
+        )
         for prompt in prompts
         for reply in replies
     ]

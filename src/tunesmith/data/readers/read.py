@@ -11,7 +11,7 @@ from typing import BinaryIO, TypeVar, cast
 
 from tunesmith.data.readers.containers import TEXT_ENDINGS, Batch, read_pages
 from tunesmith.data.readers.shape import Conversion, Shape, open_file, recognise
-from tunesmith.data.readers.source import DataFile, data_file
+from tunesmith.data.readers.source import DataFile, NoRows, data_file
 from tunesmith.errors import DataError
 from tunesmith.protocols import Pool
 from tunesmith.registry import Registry
@@ -34,6 +34,7 @@ READERS = Registry(
     },
 )
 
+EMPTY_FILE = "empty_file"
 _DATA_ENDINGS = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")
 _PAGE_ENDINGS = (".html", ".htm")
 
@@ -42,7 +43,8 @@ def read_examples(path: Path, form: str = "auto") -> Iterator[Example | Excluded
     """Every example of a file, or of the files in a folder or a .zip (by name). Each row ends as one or the other.
 
     form: a name in READERS, or auto to look at the rows. The .html pages of a folder are read as one file of rows.
-    Raises DataError where a file as a whole cannot be read: no known shape, two shapes, wrong encoding, damaged.
+    Raises DataError where a file as a whole cannot be read: no known shape, two shapes, wrong encoding, damaged. A file that
+    holds nothing is an error by itself, and Excluded as "empty_file" beside others.
     """
     for part in _parts(path, _shapes(form)):
         yield from _examples(part)
@@ -115,7 +117,12 @@ def _parts_of_files(files: Sequence[DataFile], shapes: Sequence[Shape], where: s
     paged = {id(file) for file in pages}
     for file in files:
         if id(file) in read:
-            yield from _paired(open_file(file, shapes))
+            try:
+                yield from _paired(open_file(file, shapes))
+            except NoRows as error:
+                if len(read) + len(paged) == 1:
+                    raise
+                yield Excluded(reason=EMPTY_FILE, detail=error.message, where=file.name)
         elif id(file) not in paged:
             yield Excluded(
                 reason="no_data_file", detail="it is not read: its name ends in no way of data", where=file.name

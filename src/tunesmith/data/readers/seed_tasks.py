@@ -10,12 +10,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from tunesmith.data.readers.fields import BadRow, Fields, kind_of
-from tunesmith.data.readers.shape import Reading, Shape
+from tunesmith.data.readers.readings import Reading
+from tunesmith.data.readers.shape import Shape
 from tunesmith.types import Message
+
+_TAKES = frozenset({"instruction", "instances"})
 
 
 def _readings(row: Mapping[str, Any]) -> list[Reading]:
-    return [Reading("instruction -> instances", _tasks)] if {"instruction", "instances"} <= row.keys() else []
+    return [Reading("instruction -> instances", _tasks, _TAKES, is_main=True)] if row.keys() >= _TAKES else []
 
 
 def _tasks(fields: Fields) -> list[list[Message]]:

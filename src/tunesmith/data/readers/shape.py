@@ -1,7 +1,8 @@
 """Which shape the rows of a file have, found by looking at the first ones; then each row as examples, or the reason why
 it has none.
 
-A shape says in which ways a row may be read (`Reading`); the file's first rows decide which of them is usual there.
+A shape says in which ways a row may be read (readings.py); the file's first rows decide which of them is usual there. A
+row that can also be read as another example is never read silently.
 """
 
 from __future__ import annotations
@@ -13,14 +14,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import orjson
 from pydantic import ValidationError
 
 from tunesmith.data.readers.containers import SURELY_FLAT, Batch, Row, cut_raw, read_batches
 from tunesmith.data.readers.fields import BadRow, Fields, Pair, Parsed, Text, Thumb, check_turns, found, kind_of
-from tunesmith.data.readers.source import DataFile, data_file
+from tunesmith.data.readers.readings import Option, Reading, ambiguity, both_shown, candidates, options_of, rival_of
+from tunesmith.data.readers.source import DataFile, NoRows, data_file
 from tunesmith.errors import DataError
 from tunesmith.text.jsonl import dump_record, parse_record
 from tunesmith.types import Conversation, Document, Example, Excluded, Labelled, Preference, Split
@@ -29,16 +31,6 @@ _NUM_ROWS_LOOKED_AT = 50
 _FEW, _NEARLY_ALL = 0.1, 0.9  # shares of the rows
 _ENOUGH_ROWS = 5  # so many alike are a form, not an accident
 _SPLITS: dict[str, Split] = {"train": "train", "test": "test", "validation": "test"}
-
-
-@dataclass(frozen=True)
-class Reading:
-    """One way to read a row. `parse` returns the examples in it."""
-
-    label: str  # "question -> answer"
-    parse: Callable[[Fields], Sequence[Parsed]]
-    has_reply: bool = True
-    special: Literal["", "weak", "strong"] = ""  # taken where nearly all rows of the file can be read so
 
 
 @dataclass(frozen=True)
@@ -71,14 +63,16 @@ class Conversion:
 
     shape: Shape
     usual: Usual
+    shapes: tuple[Shape, ...]  # all that a row may have; one where a person named it
 
     def examples(self, batch: Batch) -> Iterator[Example | Excluded]:
         """Every example of a batch. A row ends as some examples, or as Excluded with the reason."""
+        names = frozenset(name for shape in self.shapes for name in shape.names) - {"text"}  # text gives way
         for row in batch.rows():
             if isinstance(row, Excluded):
                 yield row
             else:
-                yield from _convert(row, self.shape, self.usual)
+                yield from _convert(row, self, names)
 
 
 def read_file(file: DataFile, shapes: Sequence[Shape]) -> Iterator[Example | Excluded]:
@@ -106,7 +100,7 @@ def recognise(batches: Iterator[Batch], shapes: Sequence[Shape], name: str) -> t
             break
     shape, reading = _recognise(first, shapes, name)
     usual = Usual(reading.label, reading.has_reply, reading.special)
-    return Conversion(shape, usual), chain(looked_at, batches)
+    return Conversion(shape, usual, tuple(shapes)), chain(looked_at, batches)
 
 
 def _recognise(first: Sequence[Row | Excluded], shapes: Sequence[Shape], name: str) -> tuple[Shape, Reading]:
@@ -114,30 +108,33 @@ def _recognise(first: Sequence[Row | Excluded], shapes: Sequence[Shape], name: s
     rows = [row for row in first if isinstance(row, Row) and isinstance(row.value, dict)]
     if not rows:
         raise _no_object(first, shapes, name)
-    fitting = Counter({shape.name: sum(bool(shape.readings(row.value)) for row in rows) for shape in shapes})
+    found_there = [(row, options_of(row.value, shapes) or candidates(row.value, shapes)[:1]) for row in rows]
+    fitting = Counter(
+        {
+            shape.name: sum(any(each.form == shape.name for each in several) for _, several in found_there)
+            for shape in shapes
+        }
+    )
     (best, count), *others = [*fitting.most_common(2), ("", 0)]
     if not count:
         raise _no_shape(rows, shapes)
-    by_name = {shape.name: shape for shape in shapes}
-    shape = by_name[best]
+    unclear = [(row, several) for row, several in found_there if len(several) > 1]
+    if 2 * len(unclear) >= count:
+        row, several = unclear[0]
+        raise _two_readings([(row, each) for each in several], shapes)
     if others[0][1] == count:
-        tied = [by_name[best], by_name[others[0][0]]]
-        row = next(row for row in rows if any(each.readings(row.value) for each in tied))
-        readings = [reading for each in tied for r in rows for reading in each.readings(r.value)[:1]]
-        raise _two_readings(row, list({r.label: r for r in readings}.values()), [each.name for each in tied])
-    # Rows without a reply are read as such only where no row has one.
-    readings = [(row, shape.readings(row.value)) for row in rows]
-    special = _special_reading(shape, readings)
+        tied = (best, others[0][0])
+        firsts = {each.form: (row, each) for row, several in reversed(found_there) for each in several}
+        raise _two_readings(sorted((firsts[name] for name in tied), key=lambda each: rows.index(each[0])), shapes)
+    shape = next(each for each in shapes if each.name == best)
+    special = _special_reading(shape, [(row, shape.readings(row.value)) for row in rows])
     if special is not None:
         return shape, special
-    readings = [(row, [reading for reading in several if not reading.special]) for row, several in readings]
-    unclear = [(row, several) for row, several in readings if len(several) > 1]
-    if 2 * len(unclear) >= count:
-        raise _two_readings(unclear[0][0], unclear[0][1], [shape.name])
-    labels = Counter(r.label for _, several in readings if len(several) == 1 for r in several)
-    known = {r.label: r for _, several in readings for r in several}
-    label = max(labels, key=lambda each: (known[each].has_reply, labels[each]))
-    return shape, known[label]
+    clear = [several[0].reading for _, several in found_there if len(several) == 1 and several[0].form == best]
+    # Rows without a reply are read as such only where no row has one.
+    labels = Counter(reading.label for reading in clear)
+    known = {reading.label: reading for reading in clear}
+    return shape, known[max(labels, key=lambda each: (known[each].has_reply, labels[each]))]
 
 
 def _special_reading(shape: Shape, readings: Sequence[tuple[Row, list[Reading]]]) -> Reading | None:
@@ -152,27 +149,23 @@ def _special_reading(shape: Shape, readings: Sequence[tuple[Row, list[Reading]]]
     ):
         return found_there[0][2]
     row, several, _ = found_there[0]
-    raise _two_readings(row, several, [shape.name], f"{len(found_there)} of the first {len(fitting)} rows ")
+    shown = [(row.value, Option(shape.name, reading)) for reading in several[:2]]
+    which = f"{len(found_there)} of the first {len(fitting)} rows"
+    raise ambiguity(shown, [reading.form for reading in several[:2]], which=which, where=row.where)
 
 
-def _two_readings(row: Row, readings: Sequence[Reading], names: Sequence[str], which: str = "the rows ") -> DataError:
-    shown = "; or ".join(f"as {reading.label}: {_preview(row.value, reading)}" for reading in readings[:2])
-    return DataError(
-        f"{which}can be read in two ways ({' and '.join(names)}): {shown}",
-        where=row.where,
-        hint="remove or rename the fields that do not belong to the example, or split the file, or name the form with "
-        "`ingest.format`",
-    )
-
-
-def _preview(row: Mapping[str, Any], reading: Reading) -> str:
-    names = [name for name in reading.label.split(" -> ") if name in row]
-    return ", ".join(f"{name} = {str(row[name])[:40]!r}" for name in names) or found(row)
+def _two_readings(shown: Sequence[tuple[Row, Option]], shapes: Sequence[Shape]) -> DataError:
+    """The error for rows of which nobody knows what is meant. Each reading comes with a row that has it."""
+    # A form is worth naming where its own reading of the row is one.
+    by_name = {shape.name: shape for shape in shapes}
+    forms = dict.fromkeys(each.form for row, each in shown if len(options_of(row.value, [by_name[each.form]])) == 1)
+    pairs = [(row.value, each) for row, each in shown]
+    return ambiguity(pairs, list(forms) if len(shapes) > 1 else [], which="the rows", where=shown[0][0].where)
 
 
 def _no_object(first: Sequence[Row | Excluded], shapes: Sequence[Shape], name: str) -> DataError:
     if not first:
-        return DataError("the file has a header but no row", where=name, hint="expected at least one example")
+        return NoRows("the file has a header but no row", where=name, hint="expected at least one example")
     bad = first[0]
     if isinstance(bad, Excluded):
         problem = f"none of the first {len(first)} rows can be read: {bad.detail}"
@@ -207,15 +200,18 @@ def _known(shapes: Sequence[Shape]) -> str:
     return "known forms: " + "; ".join(shape.fields for shape in shapes)
 
 
-def _convert(row: Row, shape: Shape, usual: Usual) -> Iterator[Example | Excluded]:
-    """The examples of one row, or the reason why it has none. `usual` is how the file's rows are read."""
+def _convert(row: Row, how: Conversion, names: frozenset[str]) -> Iterator[Example | Excluded]:
+    """The examples of one row, or the reason why it has none. names: fields that could be those of another example."""
     try:
         if not isinstance(row.value, dict):
-            raise BadRow("wrong_type", None, f"the row is {kind_of(row.value)}, expected an object with {shape.fields}")
-        reading = _reading_of(row.value, shape, usual)
+            problem = f"the row is {kind_of(row.value)}, expected an object with {how.shape.fields}"
+            raise BadRow("wrong_type", None, problem)
+        reading = _reading_of(row.value, how.shape, how.usual)
         fields = Fields(row.value)
         common = _take_common(fields)
         parsed = reading.parse(fields)
+        if len(how.shapes) == 1 or not names.isdisjoint(row.value.keys() - reading.takes):
+            _refuse_rival(row.value, how, reading, parsed)
         common["metadata"] = {**_json_values(fields.rest()), **common["metadata"]}
         examples = [_example(each, source=row.where, **common) for each in parsed]
         if not _surely_writable(row.value):
@@ -270,20 +266,35 @@ def _reading_of(row: Mapping[str, Any], shape: Shape, usual: Usual) -> Reading:
     if usual.special and not any(reading.label == usual.label for reading in readings):
         detail = f"the rows of this file are read as {usual.label}, and this one cannot be"
         raise BadRow("bad_turns", usual.label.split()[-1], detail)
-    if len(readings) > 1:
-        same = [reading for reading in readings if reading.label == usual.label]
-        if not same:
-            labels = " or ".join(reading.label for reading in readings)
-            raise BadRow("ambiguous", None, f"the row can be read in two ways: {labels}")
+    same = [reading for reading in readings if reading.label == usual.label]
+    if same:
         return same[0]
+    if len(readings) > 1:
+        options = options_of(row, [shape])
+        if len(options) > 1:
+            raise _ambiguous(row, options)
+        readings = [each.reading for each in options] or readings
     if usual.has_reply and not readings[0].has_reply:
         reply = usual.label.split(" -> ")[-1]
         raise BadRow("missing_field", reply, f"the row has no field {reply!r}; it has: {found(row)}")
     return readings[0]
 
 
+def _refuse_rival(row: Mapping[str, Any], how: Conversion, reading: Reading, parsed: Sequence[Parsed]) -> None:
+    """BadRow where the row, read as this, can also be read as another example."""
+    rival = rival_of(row, how.shapes, reading, parsed)
+    if rival is not None:
+        raise _ambiguous(row, [Option(how.shape.name, reading), rival])
+
+
+def _ambiguous(row: Mapping[str, Any], options: Sequence[Option]) -> BadRow:
+    shown = both_shown([(row, each) for each in options])
+    choice = "name the form (`--from` on the command line, `ingest.format` in a recipe) or take out what is not meant"
+    return BadRow("ambiguous", None, f"the row can be read in two ways: {shown}; {choice}")
+
+
 def _take_common(fields: Fields) -> dict[str, Any]:
-    """The fields every shape may have: id, split, origin (or group), licence (or license), metadata."""
+    """The fields every shape may have: id, split, origin (or group), licence (or license), tools, metadata."""
     metadata = fields.take("metadata") or {}
     if isinstance(metadata, str):
         metadata = _cell_of_json(metadata)
@@ -292,6 +303,9 @@ def _take_common(fields: Fields) -> dict[str, Any]:
     row_id = fields.take("id")
     if row_id not in (None, ""):
         metadata = {**metadata, "row_id": row_id}
+    tools = fields.take("tools")
+    if tools not in (None, ""):
+        metadata = {**metadata, "tools": _tools(tools)}
     split = fields.take_optional_text("split").strip().lower()
     if split and split not in _SPLITS:
         raise BadRow("bad_value", "split", f"field 'split' is {split!r}, expected train, test or validation")
@@ -305,11 +319,21 @@ def _take_common(fields: Fields) -> dict[str, Any]:
     }
 
 
+def _tools(value: Any) -> Any:
+    """The list of tools a dialogue may call; a table's cell has it as JSON text. Any other value stays what it is."""
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        try:
+            return json.loads(value)
+        except (ValueError, RecursionError):
+            return value
+    return value
+
+
 def _cell_of_json(text: str) -> Any:
     """What a table's cell holds: an object written as JSON, or a word of its own."""
     try:
         value = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         value = None
     return value if isinstance(value, dict) else {"metadata": text}
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from tunesmith.data.readers.fields import Fields, is_labelled, is_preference, system_first
-from tunesmith.data.readers.shape import Reading, Shape
+from tunesmith.data.readers.fields import Fields, system_first
+from tunesmith.data.readers.readings import SYSTEM, Reading
+from tunesmith.data.readers.shape import Shape
 from tunesmith.data.readers.sharegpt_page import page_text
 from tunesmith.data.readers.turns import parse_turn
 from tunesmith.types import Message
@@ -16,9 +17,11 @@ _NAMES = ("conversations", "conversation")
 
 
 def _readings(row: Mapping[str, Any]) -> list[Reading]:
-    if is_preference(row) or is_labelled(row):
-        return []
-    return [Reading(name, lambda fields, name=name: [_dialogue(fields, name)]) for name in _NAMES if name in row]
+    return [
+        Reading(name, lambda fields, name=name: [_dialogue(fields, name)], SYSTEM | {name})
+        for name in _NAMES
+        if name in row
+    ]
 
 
 def _dialogue(fields: Fields, name: str) -> list[Message]:

@@ -11,7 +11,8 @@ from typing import Any
 
 from tunesmith.data.pages.markdown import html_to_markdown, is_html, strip_page_marks
 from tunesmith.data.readers.fields import BadRow, Fields
-from tunesmith.data.readers.shape import Reading, Shape
+from tunesmith.data.readers.readings import Reading
+from tunesmith.data.readers.shape import Shape
 from tunesmith.data.readers.turns import parse_turn
 from tunesmith.types import Message
 
@@ -20,7 +21,7 @@ def _readings(row: Mapping[str, Any]) -> list[Reading]:
     items = row.get("items")
     if not isinstance(items, list):
         return []
-    return [Reading("items", lambda fields: [_dialogue(fields)])]
+    return [Reading("items", lambda fields: [_dialogue(fields)], frozenset({"items", "model", "avatarUrl"}))]
 
 
 def _dialogue(fields: Fields) -> list[Message]:

@@ -28,10 +28,15 @@ _FOREIGN: tuple[tuple[bytes, str, str], ...] = (
     (b"\x28\xb5\x2f\xfd", "compressed with zstd", "unpack it with `unzstd`, or use .gz"),
     (b"BZh", "compressed with bzip2", "unpack it with `bunzip2`, or use .gz"),
     (b"\xfd7zXZ", "compressed with xz", "unpack it with `unxz`, or use .gz"),
+    (b"version https://git-lfs", "a pointer of Git LFS, not the file itself", "fetch the file: git lfs pull"),
     (b"ARROW1", "an Arrow file", "save it as parquet or JSONL"),
     (b"SQLite format 3", "an SQLite database", "export the table as CSV"),
     (b"%PDF", "a PDF document", "examples are rows of JSON, CSV or parquet"),
 )
+
+
+class NoRows(DataError):
+    """A file that is sound and holds nothing: an error where it was named, in a folder something to tell."""
 
 
 @dataclass(frozen=True)
@@ -78,9 +83,14 @@ def read_head(file: DataFile) -> bytes:
                 f"this is {kind}, expected rows as UTF-8 JSON, JSONL, CSV or parquet", where=file.name, hint=hint
             )
     if b"\0" in head and not head.startswith(b"PAR1"):
-        raise DataError("this is binary data, expected rows as UTF-8 JSON, JSONL, CSV or parquet", where=file.name)
+        raise DataError(
+            "this is binary data, expected rows as UTF-8 JSON, JSONL, CSV or parquet",
+            where=file.name,
+            hint="fetch or make it again, or export its rows in one of these forms",
+        )
     if not head.removeprefix(codecs.BOM_UTF8).strip():
-        raise DataError("the file is empty, expected at least one row", where=file.name)
+        hint = "write its rows, or name another file"
+        raise NoRows("the file is empty, expected at least one row", where=file.name, hint=hint)
     return head
 
 

@@ -102,6 +102,12 @@ def read_parquet(file: DataFile) -> Iterator[dict[str, Any]]:
             if plain is copy:
                 shutil.copyfileobj(packed, copy)
                 copy.seek(0)
+            if not _is_whole_parquet(plain):
+                raise DataError(
+                    "the parquet file is damaged: its end is missing (an interrupted download or write?)",
+                    where=file.name,
+                    hint="fetch or make it again",
+                )
             for batch in parquet.ParquetFile(plain).iter_batches(batch_size=1024):
                 for row in batch.to_pylist():
                     yield {_column_name(name): cell for name, cell in row.items() if _column_name(name)}
@@ -111,6 +117,15 @@ def read_parquet(file: DataFile) -> Iterator[dict[str, Any]]:
         raise DataError(
             f"the parquet file is damaged: {error}", where=file.name, hint="fetch or make it again"
         ) from error
+
+
+def _is_whole_parquet(stream: io.IOBase) -> bool:
+    """Whether it ends as parquet does. The place is the beginning again."""
+    size = stream.seek(0, io.SEEK_END)
+    stream.seek(max(0, size - 4))
+    ending = stream.read(4)
+    stream.seek(0)
+    return size >= 12 and ending == b"PAR1"
 
 
 class _Counted(Iterator[str]):

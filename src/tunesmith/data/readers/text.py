@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from tunesmith.data.readers.fields import Text
-from tunesmith.data.readers.shape import Reading, Shape
+from tunesmith.data.readers.readings import Reading
+from tunesmith.data.readers.shape import Shape
 
 _OTHERS = (
     "instruction", "messages", "conversations", "conversation", "items", "prompt", "question", "query", "input", "chosen",
@@ -21,7 +22,12 @@ def _readings(row: Mapping[str, Any]) -> list[Reading]:
     if "text" not in row or any(name in row for name in _OTHERS):
         return []
     return [
-        Reading("text", lambda fields: [Text(fields.take_text("text", empty_reason="empty_text"))], has_reply=False)
+        Reading(
+            "text",
+            lambda fields: [Text(fields.take_text("text", empty_reason="empty_text"))],
+            frozenset({"text"}),
+            has_reply=False,
+        )
     ]
 
 

@@ -118,7 +118,7 @@ def _tool_calls(calls: Any, place: str) -> list[dict[str, Any]] | None:
     if isinstance(calls, str):  # a cell of a table
         try:
             calls = json.loads(calls)
-        except ValueError:
+        except (ValueError, RecursionError):
             raise BadRow("wrong_type", place, f"the tool_calls of {place} are text that is no JSON") from None
     if not calls:
         return None
@@ -130,7 +130,7 @@ def _tool_calls(calls: Any, place: str) -> list[dict[str, Any]] | None:
 def _call(value: Any, place: str) -> Message:
     try:
         call = json.loads(value) if isinstance(value, str) else value
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BadRow("wrong_type", place, f"{place} is a function call, but its value is no JSON: {error}") from None
     if not isinstance(call, dict) or "name" not in call:
         raise BadRow("wrong_type", place, f"{place} is a function call, expected an object with name and arguments")

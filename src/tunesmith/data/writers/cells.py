@@ -34,6 +34,16 @@ def common(example: Example) -> dict[str, Any]:
     return fields
 
 
+def with_tools(fields: dict[str, Any]) -> dict[str, Any]:
+    """The row with the tools of its dialogue at the top, where programs that train on tool calls look for them."""
+    tools = fields.get("metadata", {}).get("tools")
+    if not isinstance(tools, list):
+        return fields
+    metadata = {name: value for name, value in fields["metadata"].items() if name != "tools"}
+    others = {name: value for name, value in fields.items() if name != "metadata"}
+    return {"tools": tools, **others, **({"metadata": metadata} if metadata else {})}
+
+
 def lead(messages: list[Message]) -> tuple[str, list[Message]]:
     """(text of the system message or "", the other messages)."""
     if messages and messages[0].role == "system":

@@ -1,25 +1,26 @@
-"""OpenAI messages: holds everything a conversation has. Preferences as prompt, chosen, rejected; labels as in KTO."""
+"""OpenAI messages: holds everything a conversation has, its `tools` at the top. Preferences as prompt, chosen, rejected; labels as in KTO."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from tunesmith.data.writers.cells import Tally, common
+from tunesmith.data.writers.cells import Tally, common, with_tools
 from tunesmith.types import Conversation, Document, Example, Labelled, Message
 
 
 def row(example: Example, _lost: Tally) -> dict[str, Any]:
     """One example as its row."""
+    shared = with_tools(common(example))
     if isinstance(example, Document):
-        return {"text": example.text, **common(example)}
+        return {"text": example.text, **shared}
     if isinstance(example, Conversation):
-        return {"messages": [turn(message) for message in example.messages], **common(example)}
+        return {"messages": [turn(message) for message in example.messages], **shared}
     prompt = [turn(message) for message in example.prompt]
     if isinstance(example, Labelled):
-        return {"prompt": prompt, "completion": [_said(example.reply)], "label": example.desirable, **common(example)}
+        return {"prompt": prompt, "completion": [_said(example.reply)], "label": example.desirable, **shared}
     scores = {f"score_{side}": value for side, value in example.scores.items()}
     answers = {"chosen": [_said(example.chosen)], "rejected": [_said(example.rejected)]}
-    return {"prompt": prompt, **answers, **scores, **common(example)}
+    return {"prompt": prompt, **answers, **scores, **shared}
 
 
 def turn(message: Message) -> dict[str, Any]:

@@ -1,11 +1,11 @@
-"""ShareGPT: conversations of from and value. A tool call is a turn of its own; thoughts, names and call ids have no place."""
+"""ShareGPT: conversations of from and value, `tools` beside them. A tool call is a turn of its own; thoughts, names and call ids have no place."""
 
 from __future__ import annotations
 
 import json
 from typing import Any
 
-from tunesmith.data.writers.cells import Tally, Unwritable, common, count_lost, lead
+from tunesmith.data.writers.cells import Tally, Unwritable, common, count_lost, lead, with_tools
 from tunesmith.types import Conversation, Document, Example, Labelled, Message
 
 _NAMES = {"user": "human", "assistant": "gpt", "tool": "observation", "system": "system"}
@@ -28,7 +28,7 @@ def row(example: Example, lost: Tally) -> dict[str, Any]:
         fields["chosen"] = {"from": "gpt", "value": example.chosen}
         fields["rejected"] = {"from": "gpt", "value": example.rejected}
         fields |= {f"score_{side}": value for side, value in example.scores.items()}
-    return {**fields, **common(example)}
+    return {**fields, **with_tools(common(example))}
 
 
 def _turn(message: Message, lost: Tally) -> dict[str, Any]:

@@ -1,5 +1,5 @@
 """Examples into a file of a named form: alpaca, ShareGPT or OpenAI messages as JSON lines (one list where the file is
-called .json), a CSV table, parquet.
+called .json), a CSV table, parquet. A file is what its ending says, or it is refused.
 
 Written whole or not at all, row by row in constant memory. An example the form cannot hold goes to a file of its own
 beside it, with the reason; parts it cannot hold are counted by name.
@@ -10,7 +10,7 @@ from __future__ import annotations
 import csv
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
@@ -40,6 +40,8 @@ _COLUMNS: dict[type[Example], tuple[str, ...]] = {
     Document: ("text",),
 }
 _COMMON = ("id", "split", "origin", "licence", "metadata")
+_JSON_ENDINGS = (".jsonl", ".ndjson", ".json")
+_OTHER_ENDINGS = (".csv", ".tsv", ".parquet", ".gz", ".zip")  # no other ending says what is in a file
 _ROWS_PER_GROUP = 4096
 
 
@@ -67,13 +69,12 @@ def write_examples(examples: Iterable[Example | Excluded], path: Path, form: str
             where="--to",
             hint=f"did you mean {close!r}?" if close else f"known: {', '.join(WRITERS)}",
         )
+    write = _container(path, form)
     done = Written()
     log_path = path.with_name(f"{path.name}.excluded.jsonl")
     temporary = path.with_name(f".{path.name}.tmp")
     log_path.unlink(missing_ok=True)
     rows = _rows(examples, form, done, log_path)
-    write_json = _write_list if path.suffix.lower() == ".json" else _write_lines
-    write = {"csv": _write_csv, "parquet": _write_parquet}.get(form, write_json)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write(temporary, rows)
@@ -86,6 +87,21 @@ def write_examples(examples: Iterable[Example | Excluded], path: Path, form: str
         raise
     done.excluded_path = log_path if done.num_excluded else None
     return done
+
+
+def _container(path: Path, form: str) -> Callable[[Path, Iterator[KindRow]], None]:
+    """What writes this form into a file of this name. RecipeError where the ending says another thing."""
+    ending, by_ending = path.suffix.lower(), _BY_ENDING[form]
+    if ending in by_ending:
+        return by_ending[ending]
+    if ending not in (*_JSON_ENDINGS, *_OTHER_ENDINGS):
+        return next(iter(by_ending.values()))
+    others = [f"`--to {name}`" for name, endings in _BY_ENDING.items() if ending in endings]
+    raise RecipeError(
+        f"the file is called {ending}, and {form} is not written so",
+        where=str(path),
+        hint=f"let it end in {' or '.join(by_ending)}" + (f", or write {' or '.join(others)}" if others else ""),
+    )
 
 
 def _rows(examples: Iterable[Example | Excluded], form: str, done: Written, log_path: Path) -> Iterator[KindRow]:
@@ -184,17 +200,25 @@ def _cell(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-def _write_parquet(path: Path, rows: Iterator[KindRow]) -> None:
+def _write_flat_parquet(path: Path, rows: Iterator[KindRow]) -> None:
+    """The table of the CSV form, every cell text."""
+    _write_parquet(path, rows, is_flat=True)
+
+
+def _write_parquet(path: Path, rows: Iterator[KindRow], *, is_flat: bool = False) -> None:
     try:
         import pyarrow as arrow
         import pyarrow.parquet as parquet
     except ImportError:
         raise MissingExtra("pyarrow", "data", f"writing the parquet file {path.name}") from None
     first = next(rows, None)
-    schema = _schema(arrow, first[0] if first else Conversation)
+    kind = first[0] if first else Conversation
+    names = (*_COLUMNS[kind], *_COMMON)
+    schema = arrow.schema([(name, arrow.string()) for name in names]) if is_flat else _schema(arrow, kind)
+    flat = _cells if is_flat else _flat
     with parquet.ParquetWriter(path, schema, compression="zstd") as writer:
         everything = chain([first] if first else [], rows)
-        while group := [_flat(row) for _, row in islice(everything, _ROWS_PER_GROUP)]:
+        while group := [flat(row) for _, row in islice(everything, _ROWS_PER_GROUP)]:
             writer.write_table(arrow.Table.from_pylist(group, schema=schema))
 
 
@@ -211,11 +235,15 @@ def _schema(arrow: Any, kind: type[Example]) -> Any:
         Labelled: [("prompt", turns), ("completion", turns), ("label", arrow.bool_())],
         Document: [("text", text)],
     }  # fmt: skip
-    return arrow.schema([*columns[kind], *((name, text) for name in _COMMON)])
+    return arrow.schema([*columns[kind], *((name, text) for name in ("tools", *_COMMON))])
+
+
+def _cells(row: Row) -> Row:
+    return {name: _cell(value) for name, value in row.items()}
 
 
 def _flat(row: Row) -> Row:
-    """A row whose open-ended parts (metadata, tool calls, an id that may be a number) are JSON text: columns have one type."""
+    """A row whose open-ended parts (metadata, tools and their calls, an id that may be a number) are JSON text: columns have one type."""
     flat = dict(row)
     for name in ("messages", "prompt", "chosen", "rejected", "completion"):
         if name in flat:
@@ -226,7 +254,18 @@ def _flat(row: Row) -> Row:
                 }
                 for turn in flat[name]
             ]
-    for name in ("metadata", "id"):
+    for name in ("metadata", "id", "tools"):
         if name in flat and not isinstance(flat[name], str):
             flat[name] = json.dumps(flat[name], ensure_ascii=False)
     return flat
+
+
+_JSON = {".jsonl": _write_lines, ".ndjson": _write_lines, ".json": _write_list}
+_BY_ENDING: Mapping[str, Mapping[str, Callable[[Path, Iterator[KindRow]], None]]] = {
+    "alpaca": {**_JSON, ".csv": _write_csv, ".parquet": _write_flat_parquet},
+    "sharegpt": _JSON,
+    "messages": {**_JSON, ".parquet": _write_parquet},
+    "csv": {".csv": _write_csv},
+    "parquet": {".parquet": _write_parquet},
+}
+"""How a form is written into a file of each ending; the first one where the ending says nothing."""

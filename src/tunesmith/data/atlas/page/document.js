@@ -90,7 +90,7 @@ function readGrouping(grouping, at, numRows) {
 /** The map in a JSON value. MapError says which field is wrong. */
 export function readMap(value) {
   if (!isObject(value) || value.tunesmith_map === undefined) {
-    throw new MapError("This is no map: the field tunesmith_map is missing. A map is made with: tunesmith data map IN --json map.json");
+    throw new MapError("This is no map: the field tunesmith_map is missing. A map is made with: tunesmith data map IN --points map.json");
   }
   if (value.tunesmith_map !== VERSION) {
     throw new MapError(`This map has the format version ${JSON.stringify(value.tunesmith_map)?.slice(0, 40)}, and this page reads version ${VERSION}. Make the map again with the same tunesmith as the page.`);

@@ -1,0 +1,91 @@
+"""A scalar head: one number per token from the last hidden state, for reward models and for PPO's value function.
+
+Owns the linear map and its file. Refuses to know which token is read, losses and data. It lives beside the adapters because
+training makes it and rewards read it.
+
+The file is `value_head.safetensors` with v_head.summary.weight (1, D) and .bias (1,), the names under which TRL and
+LLaMA-Factory keep theirs, in fp32.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import nn
+
+from tunesmith.errors import ModelError
+from tunesmith.store import write_atomic
+
+VALUE_HEAD = "value_head.safetensors"
+_WEIGHT, _BIAS = "v_head.summary.weight", "v_head.summary.bias"
+
+
+class ValueHead(nn.Module):
+    """hidden (..., D) -> (...), computed in fp32 whatever the model computes in: a score is a sum over thousands of
+    numbers, and pairs are told apart by its last digits."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1, width))
+        self.bias = nn.Parameter(torch.zeros(1))
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        return F.linear(hidden.float(), self.weight, self.bias)[..., 0]
+
+
+def new_value_head(width: int, rng_seed: int) -> ValueHead:
+    """Weights from N(0, 1 / (D + 1)), bias 0 (Stiennon et al. 2020, arXiv 2009.01325, appendix): scores begin near 0.
+
+    Drawn in fp32 on the CPU, so they depend on the seed alone.
+    """
+    head = ValueHead(width)
+    generator = torch.Generator().manual_seed(rng_seed)
+    head.weight.data.normal_(0, 1 / math.sqrt(width + 1), generator=generator)
+    return head
+
+
+def save_value_head(folder: Path, head: ValueHead) -> None:
+    """Write the file into a checkpoint's folder. The bytes depend on the weights alone."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {name: tensor.detach().to("cpu", torch.float32).contiguous() for name, tensor in _named(head).items()}
+    write_atomic(folder / VALUE_HEAD, save(tensors, metadata={"format": "pt"}))
+
+
+def load_value_head(folder: Path, width: int) -> ValueHead:
+    """The inverse of save_value_head, bit by bit. ModelError where there is none, or one of another width.
+
+    width: of the model's last hidden state.
+    """
+    path = folder / VALUE_HEAD
+    if not path.is_file():
+        raise ModelError(
+            f"there is no {VALUE_HEAD}: this is no reward model",
+            where=str(folder),
+            hint="train one on preferences with the loss `reward`",
+        )
+    head = ValueHead(width)
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+    except SafetensorError as error:
+        raise ModelError(f"the file is damaged: {error}", where=str(path)) from error
+    for name, parameter in _named(head).items():
+        found = tensors.get(name)
+        if found is None or found.shape != parameter.shape:
+            shape = "nothing" if found is None else f"shape {tuple(found.shape)}"
+            raise ModelError(
+                f"{name}: expected shape {tuple(parameter.shape)}, found {shape}",
+                where=str(path),
+                hint="the head belongs to another model",
+            )
+        parameter.data.copy_(found)
+    return head
+
+
+def _named(head: ValueHead) -> dict[str, nn.Parameter]:
+    return {_WEIGHT: head.weight, _BIAS: head.bias}

@@ -1,0 +1,171 @@
+"""Parameters of learning from comparisons and rewards: how pairs of answers are made (prefer), and what is made of them
+or of rewards (align)."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from tunesmith.recipe_optimisation import Optimisation
+from tunesmith.recipe_rewards import RewardList
+from tunesmith.recipe_teaching import TeacherSection
+from tunesmith.section import Auto, RngSeed, Section
+
+REFERENCE_FREE = ("orpo", "simpo")
+"""Losses over pairs that compare with no reference model."""
+
+ON_POLICY = ("grpo", "rloo", "ppo")
+"""Losses over answers that are sampled while the model is trained."""
+
+
+class Prefer(Section):
+    """Pairs of the model's own answers, the better one first, found without people: candidates are sampled and judged."""
+
+    num_candidates: int = Field(default=4, ge=2, le=64)
+    """Answers sampled for each prompt."""
+
+    max_prompts: int | None = Field(default=None, ge=1)
+    """At most this many training prompts, drawn by `rng_seed`; none = all."""
+
+    temperature: float = Field(default=1.0, gt=0)
+    """Sampling temperature of the candidates."""
+
+    max_tokens: int = Field(default=256, ge=1)
+    """Longest candidate, in tokens."""
+
+    min_margin: float = Field(default=0.0, ge=0)
+    """A pair is kept where its answers' scores are more than this apart."""
+
+    use_reference: bool = False
+    """The row's own answer is a candidate too."""
+
+    rewards: RewardList = ()
+    """What tells better answers from worse ones; none = the teacher compares each two, in both orders."""
+
+    teacher: TeacherSection | None = None
+    """Who compares, or answers for the reward `judge`."""
+
+    criteria: str | None = None
+    """What a good answer is, for the teacher that compares; none = helpfulness, correctness and `ingest.task`."""
+
+    language: Literal["en", "zh"] = "en"
+    """Language of the teacher's question."""
+
+    budget_usd: float | None = Field(default=None, ge=0)
+    """Hard stop of the teacher: worst-case cost is reserved before a request is sent."""
+
+    max_failures: int = Field(default=20, ge=0)
+    """Answers of the teacher that may fail before the stage gives up."""
+
+    rng_seed: RngSeed = 17
+    """Seed of prompts and candidates."""
+
+    def file_names(self) -> list[str]:
+        rewards = [name for reward in self.rewards for name in reward.file_names()]
+        return [*rewards, *(self.teacher.file_names() if self.teacher else [])]
+
+    @model_validator(mode="after")
+    def _somebody_tells_answers_apart(self) -> Prefer:
+        if not self.rewards and self.teacher is None:
+            raise ValueError(
+                "nobody tells answers apart: name `prefer.rewards`, or a `prefer.teacher` that compares them"
+            )
+        if any(reward.asks_teacher for reward in self.rewards) and self.teacher is None:
+            raise ValueError("the reward `judge` asks a teacher: add `prefer.teacher`")
+        return self
+
+
+class Align(Optimisation):
+    """How the tuned model is moved by comparisons or rewards."""
+
+    loss: str = "dpo"
+    """dpo, ipo, orpo, simpo: pairs; kto: labelled answers; grpo, rloo, ppo: rewards of answers sampled on the way."""
+
+    beta: Annotated[float, Field(gt=0)] = 0.1
+    """How strongly the model is held to where it began (dpo, ipo, kto); the weight of the odds (orpo), the scale (simpo)."""
+
+    label_smoothing: float = Field(default=0.0, ge=0, lt=0.5)
+    """Share of pairs whose order is thought wrong (dpo, simpo)."""
+
+    simpo_gamma: float = Field(default=0.5, ge=0)
+    """Margin by which the better answer should win (simpo)."""
+
+    desirable_weight: float = Field(default=1.0, gt=0)
+    """What a good answer counts (kto)."""
+
+    undesirable_weight: float = Field(default=1.0, gt=0)
+    """What a bad answer counts (kto)."""
+
+    learning_rate: Annotated[float, Field(gt=0, le=1)] | Auto = "auto"
+    """Peak learning rate; auto = 2e-5 for an adapter, 1e-6 for all weights."""
+
+    num_epochs: float = Field(default=1, gt=0, le=10_000)
+    """Passes over the pairs."""
+
+    rewards: RewardList = ()
+    """What answers are rewarded for (grpo, rloo, ppo): json_schema, fields, exact, rouge_l, python, judge, reward_model."""
+
+    teacher: TeacherSection | None = None
+    """Who answers for the reward `judge`."""
+
+    budget_usd: float | None = Field(default=None, ge=0)
+    """Hard stop of the judge: worst-case cost is reserved before a request is sent."""
+
+    max_failures: int = Field(default=20, ge=0)
+    """Answers of the judge that may fail before the stage gives up."""
+
+    num_generations: int = Field(default=8, ge=2, le=1024)
+    """Answers sampled for each prompt."""
+
+    prompts_per_rollout: int = Field(default=8, ge=1)
+    """Prompts answered between two updates of the sampler."""
+
+    rollout_epochs: int = Field(default=1, ge=1)
+    """Optimiser steps on the answers of one rollout."""
+
+    temperature: float = Field(default=1.0, gt=0)
+    """Sampling temperature of the answers; training divides its logits by it too."""
+
+    max_tokens: int = Field(default=256, ge=1)
+    """Longest sampled answer, in tokens."""
+
+    clip_low: float = Field(default=0.2, gt=0, lt=1)
+    """How far below 1 the ratio to the sampling model still has a gradient."""
+
+    clip_high: float = Field(default=0.2, gt=0)
+    """How far above 1."""
+
+    kl_weight: float = Field(default=0.0, ge=0)
+    """Weight of the divergence from the model before alignment."""
+
+    normalisation: Literal["sequence", "token", "constant"] = "token"
+    """What a token counts: its answer counts 1, it counts 1 itself, or 1 / max_tokens."""
+
+    advantage_scale: Literal["group", "batch", "none"] = "group"
+    """Rewards are divided by the deviation of their group, of all, or not (grpo)."""
+
+    gamma: float = Field(default=1.0, gt=0, le=1)
+    """Discount from token to token (ppo)."""
+
+    gae_lambda: float = Field(default=0.95, ge=0, le=1)
+    """Between the value function's word (0) and what was earned (1) (ppo)."""
+
+    value_weight: float = Field(default=0.1, ge=0)
+    """What the value function's loss counts beside the policy's (ppo)."""
+
+    def file_names(self) -> list[str]:
+        rewards = [name for reward in self.rewards for name in reward.file_names()]
+        return [*rewards, *(self.teacher.file_names() if self.teacher else [])]
+
+    @model_validator(mode="after")
+    def _rewards_are_where_they_are_needed(self) -> Align:
+        if self.loss in ON_POLICY and not self.rewards:
+            raise ValueError(f"the loss {self.loss!r} needs `rewards`: say what an answer is rewarded for")
+        if self.rewards and self.loss not in ON_POLICY:
+            raise ValueError(
+                f"`rewards` are for {', '.join(ON_POLICY)}; the loss {self.loss!r} learns from comparisons"
+            )
+        if any(reward.asks_teacher for reward in self.rewards) and self.teacher is None:
+            raise ValueError("the reward `judge` asks a teacher: add `align.teacher`")
+        return self

@@ -1,0 +1,48 @@
+"""MLflow, at MLFLOW_TRACKING_URI (its own default where that is not set). An experiment is named as the recipe is."""
+
+from __future__ import annotations
+
+import importlib
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from tunesmith.sinks.report import TrackedRun
+
+_TAG = "tunesmith.run"
+_PARAMETERS_AT_ONCE = 100  # limits of MLflow's protocol
+_LONGEST_VALUE = 500
+
+
+def open_tracker(run: TrackedRun) -> MLflow:
+    """See report.Tracker. A run that goes on is found by its tag."""
+    mlflow: Any = importlib.import_module("mlflow")
+    entities: Any = importlib.import_module("mlflow.entities")
+    client = mlflow.MlflowClient()  # not the fluent interface: that keeps its run per thread
+    experiment = client.get_experiment_by_name(run.project)
+    number = experiment.experiment_id if experiment else client.create_experiment(run.project)
+    found = client.search_runs([number], filter_string=f"tags.`{_TAG}` = '{run.id}'", max_results=1)
+    if found:
+        run_id = found[0].info.run_id
+        client.update_run(run_id, status="RUNNING")
+    else:
+        run_id = client.create_run(number, run_name=run.name, tags={_TAG: run.id}).info.run_id
+        parameters = [entities.Param(name, str(value)[:_LONGEST_VALUE]) for name, value in run.settings.items()]
+        for start in range(0, len(parameters), _PARAMETERS_AT_ONCE):
+            client.log_batch(run_id, params=parameters[start : start + _PARAMETERS_AT_ONCE])
+    return MLflow(client, run_id, entities.Metric)
+
+
+class MLflow:
+    """One run there."""
+
+    def __init__(self, client: Any, run_id: str, metric_class: Any) -> None:
+        self._client, self._run_id, self._metric = client, run_id, metric_class
+
+    def log(self, stage: str, step: int, values: Mapping[str, float]) -> None:
+        now = int(1000 * time.time())
+        metrics = [self._metric(f"{stage}/{name}", value, now, step) for name, value in values.items()]
+        self._client.log_batch(self._run_id, metrics=metrics)
+
+    def close(self, *, finished: bool) -> None:
+        self._client.set_terminated(self._run_id, "FINISHED" if finished else "FAILED")

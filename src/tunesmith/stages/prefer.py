@@ -1,0 +1,262 @@
+"""Stage prefer: the tuned model answers training prompts several times, and a reward or a judge says which answer is best.
+
+No people label anything (RLAIF: Lee et al. 2023, arXiv 2309.00267). Wiring only: sampling is inference/rollouts.py's, verdicts
+are judging's. Every candidate stays in candidates.jsonl with its score.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import Field
+
+from tunesmith.chat.renderer import Renderer
+from tunesmith.chat.tokenizer import load_tokenizer
+from tunesmith.errors import DataError
+from tunesmith.events import Note, Progress
+from tunesmith.inference.reward_model import open_reward_model
+from tunesmith.inference.rollouts import RolloutSampler
+from tunesmith.judging.pairwise import Pair, compare
+from tunesmith.judging.rewards.combining import WeightedRewards
+from tunesmith.judging.rewards.judge import words
+from tunesmith.model.catalog import base_model_path
+from tunesmith.model.folder import read_config
+from tunesmith.model.load import load_checkpoint
+from tunesmith.protocols import Attempt, Context, Prompt, RewardContext
+from tunesmith.recipe import Runtime
+from tunesmith.recipe_align import Prefer
+from tunesmith.stages.answers import PREFERENCES
+from tunesmith.stages.judge import LazyJudge
+from tunesmith.stages.tokenize import TASK, TEMPLATE
+from tunesmith.stages.train import choose_device, threads
+from tunesmith.store import SCRATCH
+from tunesmith.text.jsonl import RecordLog, read_log, read_records, write_records
+from tunesmith.training.precision import choose_precision
+from tunesmith.types import Conversation, Excluded, Inputs, Outcome, Preference, Record, SamplingParams, Task
+
+CANDIDATES, EXCLUDED = "candidates.jsonl", "excluded.jsonl"
+_PROMPTS_AT_ONCE = 16  # between two places where a killed run goes on
+
+
+class Candidates(Record):
+    """The answers to one prompt; scores in their order, None where nobody could say."""
+
+    row: str
+    answers: list[str]
+    scores: list[float | None] = Field(default_factory=list[float | None])
+
+
+@dataclass
+class _Pairs:
+    """What became of the prompts."""
+
+    kept: list[Preference] = field(default_factory=list[Preference])
+    excluded: list[Excluded] = field(default_factory=list[Excluded])
+
+    def leave_out(self, row: Conversation, reason: str, detail: str) -> None:
+        self.excluded.append(Excluded(reason=reason, detail=detail, where=row.place, conversation=row))
+
+
+def run(section: Prefer, inputs: Inputs, out_dir: Path, ctx: Context) -> Outcome:
+    """Reads the checkpoint and the training split; writes preferences.jsonl, candidates.jsonl and excluded.jsonl."""
+    pairs = _Pairs()
+    base_dir = base_model_path(inputs["base_model"])
+    template = inputs["tokenize"].file(TEMPLATE).read_text(encoding="utf-8")
+    renderer = Renderer(load_tokenizer(base_dir), template)
+    room = int(inputs["base_model"].facts["context_length"]) - section.max_tokens
+    rows, prompts = _prompts(section, inputs, renderer, room, pairs)
+    sampled = _sample(section, inputs, base_dir, renderer, rows, prompts, out_dir, ctx)
+    with LazyJudge(section, inputs.files, out_dir, ctx, "recipe.prefer") as judge:
+        scored = _score(section, inputs, base_dir, rows, sampled, judge, ctx)
+        facts = judge.facts()
+    for row, candidates in zip(rows, scored, strict=True):
+        _choose(section, row, candidates, pairs)
+    write_records(out_dir / PREFERENCES, pairs.kept)
+    write_records(out_dir / CANDIDATES, scored)
+    write_records(out_dir / EXCLUDED, pairs.excluded)
+    reasons = Counter(row.reason for row in pairs.excluded)
+    message = f"{len(pairs.kept)} pairs from {len(rows)} prompts"
+    ctx.events.emit(Note(message=message + "".join(f"; {reason} {count}" for reason, count in reasons.items())))
+    margins = [pair.scores["chosen"] - pair.scores["rejected"] for pair in pairs.kept]
+    return Outcome(
+        "preferences",
+        counts={
+            "prompts": len(pairs.kept) + len(pairs.excluded),
+            "pairs": len(pairs.kept),
+            "excluded": len(pairs.excluded),
+            **{f"excluded_{reason}": count for reason, count in reasons.items()},
+        },
+        facts={**facts, "mean_margin": float(np.mean(margins)) if margins else None},
+    )
+
+
+def _prompts(
+    section: Prefer, inputs: Inputs, renderer: Renderer, room: int, pairs: _Pairs
+) -> tuple[list[Conversation], list[Prompt]]:
+    """Training rows that can be asked, drawn by the seed where there are more than wanted; the others are left out."""
+    rows = [row for row in read_records(inputs["curate"].file("train.jsonl"), Conversation) if row.reply is not None]
+    if section.max_prompts is not None and section.max_prompts < len(rows):
+        drawn = np.random.default_rng(section.rng_seed).permutation(len(rows))[: section.max_prompts]
+        rows = [rows[index] for index in sorted(drawn.tolist())]
+    kept: list[tuple[Conversation, Prompt]] = []
+    for row in rows:
+        try:
+            prompt = renderer.prompt(row.prompt)
+        except DataError as error:
+            pairs.leave_out(row, "refused_by_template", error.message)
+            continue
+        if len(prompt.input_ids) >= room:
+            pairs.leave_out(row, "overlong", f"{len(prompt.input_ids)} tokens leave no room for an answer")
+        else:
+            kept.append((row, prompt))
+    if not kept:
+        raise DataError("no training prompt can be asked", where="recipe.prefer", hint="lower prefer.max_tokens")
+    return [row for row, _ in kept], [prompt for _, prompt in kept]
+
+
+def _sample(
+    section: Prefer,
+    inputs: Inputs,
+    base_dir: Path,
+    renderer: Renderer,
+    rows: Sequence[Conversation],
+    prompts: Sequence[Prompt],
+    out_dir: Path,
+    ctx: Context,
+) -> list[Candidates]:
+    """Distinct answers to every prompt. What a killed run had drawn is not drawn again."""
+    path = out_dir / SCRATCH / CANDIDATES
+    done = {line.row: line for line in read_log(path, Candidates)}
+    missing = [index for index, row in enumerate(rows) if row.id not in done]
+    runtime: Runtime = ctx.runtime
+    if missing:
+        with threads(runtime), RecordLog(path) as log:
+            config = read_config(base_dir)
+            width = int(config.get("hidden_size") or 1024)
+            device = choose_device(runtime.device)
+            inner = int(config.get("intermediate_size") or 4 * width)
+            precision = choose_precision(runtime.precision, device, width, inner)
+            model = load_checkpoint(inputs["train"], base_dir, device=str(device), dtype=precision.dtype)
+            sampler = RolloutSampler(model, batch_size=runtime.eval_batch_size)
+            sampling = SamplingParams(
+                max_tokens=section.max_tokens, temperature=section.temperature, rng_seed=section.rng_seed
+            )
+            for start in range(0, len(missing), _PROMPTS_AT_ONCE):
+                chosen = missing[start : start + _PROMPTS_AT_ONCE]
+                groups = sampler.sample(
+                    [prompts[index] for index in chosen],
+                    sampling,
+                    group_size=section.num_candidates,
+                    shared_prefix=(),
+                )
+                for index, group in zip(chosen, groups, strict=True):
+                    texts = [renderer.decode(rollout.token_ids).strip() for rollout in group]
+                    line = Candidates(row=rows[index].id, answers=list(dict.fromkeys(texts)))
+                    log.append(line)
+                    done[line.row] = line
+                total = len(rows)
+                ctx.events.emit(Progress(task="sample", done=len(done), total=total, unit="prompts"))
+    return [_with_reference(done[row.id], row) if section.use_reference else done[row.id] for row in rows]
+
+
+def _with_reference(candidates: Candidates, row: Conversation) -> Candidates:
+    reply = (row.reply or "").strip()
+    return candidates.model_copy(update={"answers": list(dict.fromkeys([*candidates.answers, reply]))})
+
+
+def _score(
+    section: Prefer,
+    inputs: Inputs,
+    base_dir: Path,
+    rows: Sequence[Conversation],
+    sampled: Sequence[Candidates],
+    judge: LazyJudge,
+    ctx: Context,
+) -> list[Candidates]:
+    task = read_records(inputs["curate"].file(TASK), Task)[0]
+    if not section.rewards:
+        return _compared(section, task, rows, sampled, judge)
+
+    def open_scorer(folder: Path) -> Any:
+        device = choose_device(ctx.runtime.device)
+        return open_reward_model(
+            folder, base_dir, device=str(device), dtype=choose_precision("fp32", device, 1, 1).dtype
+        )
+
+    references = [row.reply for row in rows if row.reply is not None]
+    rewards = WeightedRewards(
+        section.rewards, RewardContext(task, references, inputs.files, judge.ask_all, open_scorer)
+    )
+    attempts = [
+        Attempt(row.prompt, answer, row.reply)
+        for row, candidates in zip(rows, sampled, strict=True)
+        for answer in candidates.answers
+    ]
+    totals = iter([rewarded.total for rewarded in rewards(attempts)])
+    return [each.model_copy(update={"scores": [next(totals) for _ in each.answers]}) for each in sampled]
+
+
+def _compared(
+    section: Prefer, task: Task, rows: Sequence[Conversation], sampled: Sequence[Candidates], judge: LazyJudge
+) -> list[Candidates]:
+    """Each two answers of a prompt in both orders; an answer's score is the share of comparisons it wins."""
+    criteria = section.criteria or words("criteria", section.language).substitute(task=(task.description or "").strip())
+    order = [
+        (place, pair)
+        for place, each in enumerate(sampled)
+        for pair in itertools.combinations(range(len(each.answers)), 2)
+    ]
+    asked = [
+        Pair(rows[place].prompt, sampled[place].answers[first], sampled[place].answers[second])
+        for place, (first, second) in order
+    ]
+    verdicts = compare(asked, judge.ask_all, criteria=criteria.strip(), language=section.language)
+    won = [[list[float]() for _ in each.answers] for each in sampled]
+    for (place, (first, second)), verdict in zip(order, verdicts, strict=True):
+        if verdict.preference is not None and verdict.agreed:
+            won[place][first].append(verdict.preference)
+            won[place][second].append(1 - verdict.preference)
+    return [
+        each.model_copy(update={"scores": [math.fsum(wins) / len(wins) if wins else None for wins in lists]})
+        for each, lists in zip(sampled, won, strict=True)
+    ]
+
+
+def _choose(section: Prefer, row: Conversation, candidates: Candidates, pairs: _Pairs) -> None:
+    """The best answer beside the worst."""
+    if len(candidates.answers) < 2:
+        pairs.leave_out(row, "alike", "every candidate is the same text")
+        return
+    scored = [
+        (score, answer)
+        for score, answer in zip(candidates.scores, candidates.answers, strict=True)
+        if score is not None
+    ]
+    if len(scored) < 2:
+        detail = f"{len(scored)} of {len(candidates.answers)} candidates have a score (of a judge: one that both orders give)"
+        pairs.leave_out(row, "unscored", detail)
+        return
+    best, worst = max(scored, key=lambda each: each[0]), min(scored, key=lambda each: each[0])
+    margin = best[0] - worst[0]
+    if margin <= section.min_margin:
+        pairs.leave_out(row, "level", f"the best and the worst candidate are {margin:.3g} apart")
+        return
+    pairs.kept.append(
+        Preference(
+            prompt=row.prompt,
+            chosen=best[1],
+            rejected=worst[1],
+            source=f"prefer:{row.id}",
+            scores={"chosen": best[0], "rejected": worst[0]},
+            origin=row.origin,
+            split="train",
+            licence=row.licence,
+        )
+    )

@@ -1,0 +1,308 @@
+"""Rollouts for the stage align: prompts of the training split, sampled answers, their rewards, and samples of both.
+
+Introduces the sampler (inference), the rewards (judging) and the loop (training) to each other. Every answer is kept in
+logs/rollouts.jsonl with its reward.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel
+
+from tunesmith.chat.renderer import Renderer
+from tunesmith.errors import DataError, TrainingError
+from tunesmith.events import Metric, Note, Progress
+from tunesmith.inference.forward import context_length_of
+from tunesmith.inference.rollouts import Rollout, RolloutSampler
+from tunesmith.judging.rewards.combining import Rewarded, WeightedRewards
+from tunesmith.model.value_head import ValueHead
+from tunesmith.protocols import Attempt, EventSink, Prompt
+from tunesmith.recipe_align import Align
+from tunesmith.text.jsonl import RecordLog, read_log, write_records
+from tunesmith.training.batches import Batch, Samples
+from tunesmith.training.objectives.advantages import (
+    GroupAdvantages,
+    gae,
+    grpo_advantages,
+    rloo_advantages,
+    token_rewards,
+    whiten,
+)
+from tunesmith.training.objectives.policy import check_on_policy
+from tunesmith.training.on_policy import measure_tokens, swapped
+from tunesmith.training.policy_losses import ADVANTAGE, OLD, REFERENCE, RETURN, VALUE
+from tunesmith.training.probing import output_head
+from tunesmith.types import Conversation, Excluded, Record, SamplingParams
+
+ROLLOUTS = "logs/rollouts.jsonl"
+
+_SAMPLER_TOLERANCE = 2.0
+"""Nats by which a token's log-probability may differ between sampling through a cache and training over whole packs in bf16:
+unlikely tokens drift most. A wrong temperature or a shifted target is many nats off on some token."""
+
+
+class RolloutLine(Record):
+    """One answer. reward None: nobody could say, and `why` says why."""
+
+    rollout: int  # from 0
+    row: str
+    answer: str
+    num_tokens: int
+    finish_reason: str
+    reward: float | None
+    why: str | None = None
+
+
+class Rollouts:
+    """Draws rollout 0, 1, ...: the prompts are a permutation of all for each pass, by the seed."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        renderer: Renderer,
+        rows: Sequence[Conversation],
+        rewards: WeightedRewards,
+        section: Align,
+        *,
+        batch_size: int,
+        value_head: ValueHead | None,
+        log: Path,
+        events: EventSink,
+    ) -> None:
+        self._model, self._renderer, self._section, self._events = model, renderer, section, events
+        self._rewards, self._value_head, self._log = rewards, value_head, log
+        self._sampler = RolloutSampler(model, batch_size=batch_size)
+        room = context_length_of(model) - section.max_tokens
+        self.dropped: list[Excluded] = []
+        self._log_is_tidy = False
+        self._rows, self._prompts = self._usable(rows, renderer, room)
+        self._start: Mapping[str, torch.Tensor] | None = None
+        if section.kl_weight:
+            self._start = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
+
+    @property
+    def num_prompts(self) -> int:
+        """That can be asked."""
+        return len(self._prompts)
+
+    @property
+    def num_rollouts(self) -> int:
+        """Of num_epochs passes over the prompts."""
+        return max(1, math.ceil(self._section.num_epochs * len(self._rows) / self._section.prompts_per_rollout))
+
+    def draw(self, number: int) -> Samples:
+        """The samples of one rollout under the weights of now: groups that teach something; all of them where none does."""
+        section, chosen = self._section, self._chosen(number)
+        sampling = SamplingParams(
+            max_tokens=section.max_tokens, temperature=section.temperature, rng_seed=section.rng_seed + number
+        )
+        total, done = len(chosen) * section.num_generations, 0
+
+        def count(_prompt: int, _answer: int, _rollout: Rollout) -> None:
+            nonlocal done
+            done += 1
+            self._events.emit(Progress(task="rollout", done=done, total=total, unit="answers"))
+
+        groups = self._sampler.sample(
+            [self._prompts[index] for index in chosen],
+            sampling,
+            group_size=section.num_generations,
+            shared_prefix=(),
+            on_done=count,
+        )
+        rewarded = self._reward(number, chosen, groups)
+        advantages = self._advantages(rewarded)
+        self._tell(number, groups, rewarded, advantages)
+        keep = advantages.known
+        level_is_nothing = section.loss != "ppo" and not section.kl_weight  # else values, or the reference, are learnt
+        if level_is_nothing and bool((keep & (advantages.values != 0)).any()):
+            keep = keep & (advantages.values != 0).any(1, keepdim=True)
+        elif not bool(keep.any()):
+            wanted = "no answer" if section.loss == "ppo" else "no two answers to one prompt"
+            first = next((each.explanation for group in rewarded for each in group if each.total is None), None)
+            raise TrainingError(
+                f"{wanted} of rollout {number} could be scored; the first that could not: {first}",
+                where="recipe.align.rewards",
+                hint="look at logs/rollouts.jsonl, and give such answers a number where that is right",
+            )
+        samples = self._samples(chosen, groups, advantages, keep)
+        if self._value_head is not None:
+            scores = torch.tensor([[each.total or 0.0 for each in group] for group in rewarded])
+            samples = self._with_values(samples, scores[keep])
+        return samples
+
+    def _usable(
+        self, rows: Sequence[Conversation], renderer: Renderer, room: int
+    ) -> tuple[list[Conversation], list[Prompt]]:
+        kept: list[tuple[Conversation, Prompt]] = []
+        for row in rows:
+            try:
+                prompt = renderer.prompt(row.prompt)
+            except DataError as error:
+                self._leave_out(row, "refused_by_template", error.message)
+                continue
+            if len(prompt.input_ids) < room:
+                kept.append((row, prompt))
+            else:
+                self._leave_out(row, "overlong", f"{len(prompt.input_ids)} tokens leave no room for an answer")
+        if len(kept) < len(rows):
+            message = f"{len(rows) - len(kept)} of {len(rows)} prompts stay out: the template refuses them, or they are too long"
+            self._events.emit(Note(level="warning", message=message))
+        if not kept:
+            raise DataError(
+                "no training prompt can be sampled from", hint="lower align.max_tokens, or look at the rows"
+            )
+        return [row for row, _ in kept], [prompt for _, prompt in kept]
+
+    def _leave_out(self, row: Conversation, reason: str, detail: str) -> None:
+        self.dropped.append(Excluded(reason=reason, detail=detail, where=row.place, conversation=row))
+
+    def _chosen(self, number: int) -> list[int]:
+        size, chosen = self._section.prompts_per_rollout, list[int]()
+        for place in range(number * size, (number + 1) * size):
+            epoch, within = divmod(place, len(self._rows))
+            order = np.random.default_rng((self._section.rng_seed, epoch)).permutation(len(self._rows))
+            chosen.append(int(order[within]))
+        return chosen
+
+    def _reward(self, number: int, chosen: Sequence[int], groups: Sequence[Sequence[Rollout]]) -> list[list[Rewarded]]:
+        """Rewards of every answer, and a line of the log for each."""
+        self._tidy_log(number)
+        attempts = [
+            Attempt(self._rows[index].prompt, self._renderer.decode(rollout.token_ids), self._rows[index].reply)
+            for index, group in zip(chosen, groups, strict=True)
+            for rollout in group
+        ]
+        flat = iter(self._rewards(attempts))
+        rewarded = [[next(flat) for _ in group] for group in groups]
+        texts = iter(attempts)
+        with RecordLog(self._log) as log:
+            for index, group, scores in zip(chosen, groups, rewarded, strict=True):
+                for rollout, score in zip(group, scores, strict=True):
+                    log.append(
+                        RolloutLine(
+                            rollout=number,
+                            row=self._rows[index].id,
+                            answer=next(texts).completion,
+                            num_tokens=len(rollout.token_ids),
+                            finish_reason=rollout.finish_reason,
+                            reward=score.total,
+                            why=score.explanation or None,
+                        )
+                    )
+        return rewarded
+
+    def _tidy_log(self, number: int) -> None:
+        """What a stopped run had drawn since its last checkpoint is drawn again, and is in the log once."""
+        if not self._log_is_tidy and self._log.exists():
+            write_records(self._log, [line for line in read_log(self._log, RolloutLine) if line.rollout < number])
+        self._log_is_tidy = True
+
+    def _advantages(self, rewarded: Sequence[Sequence[Rewarded]]) -> GroupAdvantages:
+        rewards = torch.tensor(
+            [[math.nan if each.total is None else each.total for each in group] for group in rewarded]
+        )
+        if self._section.loss == "grpo":
+            return grpo_advantages(rewards, scale=self._section.advantage_scale)
+        found = rloo_advantages(rewards)
+        if self._section.loss == "rloo":
+            return found
+        return replace(found, values=torch.where(rewards.isnan(), 0, rewards), known=~rewards.isnan())  # PPO: no group
+
+    def _samples(
+        self,
+        chosen: Sequence[int],
+        groups: Sequence[Sequence[Rollout]],
+        advantages: GroupAdvantages,
+        keep: torch.Tensor,
+    ) -> Samples:
+        ids: list[int] = []
+        mask: list[int] = []
+        old: list[float] = []
+        lengths: list[int] = []
+        names: list[str] = []
+        for place, (index, group) in enumerate(zip(chosen, groups, strict=True)):
+            prompt = self._prompts[index].input_ids
+            for number, rollout in enumerate(group):
+                if not bool(keep[place, number]):
+                    continue
+                ids += [*prompt, *rollout.token_ids]
+                mask += [0] * len(prompt) + [1] * len(rollout.token_ids)
+                old += [0.0] * len(prompt) + list(rollout.log_probs)
+                lengths.append(len(prompt) + len(rollout.token_ids))
+                names.append(f"{self._rows[index].id}, answer {number}")
+        sizes = keep.sum(1)
+        samples = Samples(
+            input_ids=np.array(ids, dtype=np.int32),
+            loss_mask=np.array(mask, dtype=np.uint8),
+            lengths=np.array(lengths, dtype=np.int64),
+            ids=tuple(names),
+            group_sizes=sizes[sizes > 0].numpy().astype(np.int64),
+            columns={ADVANTAGE: advantages.values[keep].double().numpy()},
+            token_columns={OLD: np.array(old)},
+        )
+        if self._model.dtype != torch.float32:
+            samples = self._with_trainers_arithmetic(samples)
+        if self._start is None:
+            return samples
+        with swapped(self._model, self._start):
+            reference = measure_tokens(self._model, samples, self._log_probs)
+        return replace(samples, token_columns={**samples.token_columns, REFERENCE: reference})
+
+    def _with_trainers_arithmetic(self, samples: Samples) -> Samples:
+        """In bf16 sampling and training round differently; the ratio compares two of training's own log-probabilities."""
+        sampled, measured = samples.token_columns[OLD], measure_tokens(self._model, samples, self._log_probs)
+        place = np.flatnonzero(samples.loss_mask)
+        check_on_policy(
+            torch.from_numpy(measured[place]), torch.from_numpy(sampled[place]), tolerance=_SAMPLER_TOLERANCE
+        )
+        return replace(samples, token_columns={**samples.token_columns, OLD: measured})
+
+    def _log_probs(self, hidden: torch.Tensor, batch: Batch) -> torch.Tensor:
+        return output_head(self._model).detach().log_probs(hidden, batch.targets, self._section.temperature)
+
+    def _with_values(self, samples: Samples, scores: torch.Tensor) -> Samples:
+        """PPO: what the value function says before each token, and the advantages and returns that follow."""
+        head = self._value_head
+        assert head is not None
+        values = measure_tokens(self._model, samples, lambda hidden, _: head(hidden))
+        place = np.flatnonzero(samples.loss_mask)  # answers only, each in one piece
+        lengths = torch.from_numpy(samples.num_targets)
+        old = torch.from_numpy(samples.token_columns[OLD][place])
+        reference = torch.from_numpy(samples.token_columns.get(REFERENCE, samples.token_columns[OLD])[place])
+        rewards = token_rewards(scores.double(), old, reference, lengths, kl_weight=self._section.kl_weight)
+        said = torch.from_numpy(values[place])
+        advantages, returns = gae(
+            rewards, said, lengths, gamma=self._section.gamma, lam=self._section.gae_lambda, last_values=None
+        )
+        columns: dict[str, Any] = {}
+        for name, found in ((ADVANTAGE, whiten(advantages)), (RETURN, returns), (VALUE, said)):
+            columns[name] = np.zeros(len(samples.input_ids))
+            columns[name][place] = found.numpy()
+        kept = {name: values for name, values in samples.token_columns.items() if name != REFERENCE}  # in the rewards
+        return replace(samples, columns={}, token_columns={**kept, **columns})
+
+    def _tell(
+        self,
+        number: int,
+        groups: Sequence[Sequence[Rollout]],
+        rewarded: Sequence[Sequence[Rewarded]],
+        advantages: GroupAdvantages,
+    ) -> None:
+        totals = [each.total for group in rewarded for each in group if each.total is not None]
+        rollouts = [rollout for group in groups for rollout in group]
+        values = {"reward": float(np.mean(totals))} if totals else {}
+        values |= {
+            "answer_tokens": float(np.mean([len(rollout.token_ids) for rollout in rollouts])),
+            "cut_off": float(np.mean([rollout.finish_reason == "length" for rollout in rollouts])),
+            "unscored": float(advantages.num_unscored),
+            "level_groups": float(advantages.num_level),
+        }
+        self._events.emit(Metric(step=number * self._section.rollout_epochs, values=values))

@@ -1,0 +1,1 @@
+"""Pages that show runs. Reads run folders, and changes nothing in them."""

@@ -1,0 +1,106 @@
+"""Policy objectives as losses of the loop: PPO, GRPO and RLOO over answers that the model has just sampled.
+
+The formulas are in objectives/policy.py. What an answer's tokens were drawn with (OLD), and what they earned (ADVANTAGE),
+are columns of the samples; so is what PPO's value function said and should say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from tunesmith.model.value_head import ValueHead
+from tunesmith.recipe_align import Align
+from tunesmith.training.batches import Batch, Samples
+from tunesmith.training.head import Head
+from tunesmith.training.losses import BatchLoss, Measure
+from tunesmith.training.objectives.normalising import divisor, token_weights
+from tunesmith.training.objectives.policy import check_on_policy, policy_loss, value_loss
+from tunesmith.training.objectives.preference import bradley_terry
+from tunesmith.training.pairs import PAIR, pair_rows
+from tunesmith.training.preference_losses import batch_loss
+
+OLD, ADVANTAGE, REFERENCE = "old", "advantage", "reference"
+VALUE, RETURN = "value", "return"
+
+_RATIO_TOLERANCE = {torch.float32: 0.01, torch.bfloat16: 1.0, torch.float16: 0.3}
+"""Nats between two forward passes over the same tokens in other packs: thirty blocks round, most where a token was
+unlikely."""
+
+
+class PolicyLoss:
+    """The clipped objective; with a value head the value loss beside it (PPO)."""
+
+    may_be_zero = True  # advantages sum to nothing in a level group
+
+    def __init__(self, section: Align, value_head: ValueHead | None = None) -> None:
+        self._section = section
+        self._value_head = value_head
+        self._level: Any = "sequence_sum" if section.loss == "rloo" else "token"
+        self._fresh = True  # no update yet: the ratio must be 1
+
+    def begin_step(self, samples: Samples, indices: Sequence[int], measure: Measure) -> None:
+        """Nothing: advantages were found over the whole rollout."""
+
+    def units(self, samples: Samples, indices: Sequence[int]) -> float:
+        num_tokens = int(samples.num_targets[list(indices)].sum())
+        return divisor(self._section.normalisation, num_sequences=len(indices), num_tokens=num_tokens)
+
+    def __call__(self, head: Head, hidden: torch.Tensor, batch: Batch) -> BatchLoss:
+        section = self._section
+        rows = hidden[batch.rows]
+        log_probs = head.log_probs(rows, batch.targets, section.temperature)
+        old = batch.token_columns[OLD]
+        if self._fresh:
+            tolerance = _RATIO_TOLERANCE.get(hidden.dtype, 1.0)
+            check_on_policy(log_probs.detach(), old, tolerance=tolerance)
+            self._fresh = False
+        lengths = torch.tensor(batch.num_rows, device=hidden.device)
+        weights = token_weights(lengths, section.normalisation, max_tokens=section.max_tokens)
+        per_token = ADVANTAGE in batch.token_columns
+        summed = policy_loss(
+            log_probs,
+            old,
+            batch.token_columns[ADVANTAGE] if per_token else batch.columns[ADVANTAGE],
+            lengths,
+            weights,
+            level=self._level,
+            clip_low=section.clip_low,
+            clip_high=section.clip_high,
+            ratio_cap=None,
+            reference=batch.token_columns.get(REFERENCE),
+            kl_weight=section.kl_weight if REFERENCE in batch.token_columns else 0.0,
+            entropy=None,
+            entropy_weight=0.0,
+        )
+        loss, measured = batch_loss(summed)
+        if self._value_head is not None:
+            values = self._value_head(rows)
+            columns = batch.token_columns
+            of_values = value_loss(values, columns[VALUE], columns[RETURN], weights, clip=section.clip_high)
+            value, more = batch_loss(of_values)
+            loss = loss + section.value_weight * value
+            measured = {**measured, **more, "value_loss": float(value.detach())}
+        return loss, measured
+
+
+class RewardLoss:
+    """Bradley-Terry over pairs: the score is read at the last token of each answer (a reward model)."""
+
+    may_be_zero = True
+
+    def __init__(self, value_head: ValueHead) -> None:
+        self._value_head = value_head
+
+    def begin_step(self, samples: Samples, indices: Sequence[int], measure: Measure) -> None:
+        """Nothing: each pair stands for itself."""
+
+    def units(self, samples: Samples, indices: Sequence[int]) -> float:
+        return len(set(samples.columns[PAIR][list(indices)].tolist()))
+
+    def __call__(self, head: Head, hidden: torch.Tensor, batch: Batch) -> BatchLoss:
+        scores = self._value_head(hidden[batch.last_rows])
+        at = pair_rows(batch)
+        return batch_loss(bradley_terry(scores[at.chosen], scores[at.rejected], margin=None, centre_weight=0.0))
