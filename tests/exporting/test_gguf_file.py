@@ -22,6 +22,8 @@ from tunesmith.exporting.native_tokens import tokenize_natively
 from tunesmith.inference.llama_cpp import LlamaCppEngine
 from tunesmith.protocols import Prompt
 
+pytestmark = pytest.mark.slow
+
 LABELS = Labels("small-tuned", "apache-2.0", "small")
 
 

@@ -20,6 +20,8 @@ from tunesmith.stages import evaluate
 from tunesmith.text.jsonl import read_log, read_records, write_records
 from tunesmith.types import Artifact, Conversation, Inputs, Manifest, Message, Outcome, Sample, Task
 
+pytestmark = pytest.mark.slow
+
 SCHEMA = {
     "type": "object",
     "properties": {"kind": {"enum": ["x", "y"]}, "text": {"type": "string"}},
@@ -176,7 +178,6 @@ class _Killed(BaseException):
 
 
 @pytest.mark.parametrize("survivors", [1, 8, 10, 14, 20, 29, 35])
-@pytest.mark.slow
 def test_a_kill_after_any_record_changes_no_byte_and_writes_nothing_twice(
     inputs: Inputs, tmp_path: Path, quick, monkeypatch, survivors: int
 ) -> None:

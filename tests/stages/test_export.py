@@ -32,6 +32,8 @@ from tunesmith.store import Identity, Store
 from tunesmith.text.jsonl import write_records
 from tunesmith.types import Artifact, Conversation, Inputs, Message, Outcome, Task
 
+pytestmark = pytest.mark.slow
+
 TEXTS = ["where is my order?", "the quick brown fox", "my bicycle's wheel is broken; please refund", "2024 退款 🚲"]
 
 
@@ -206,7 +208,6 @@ STEPS = ["save_merged", "check_cast", "write_gguf", "check_read_back", "check_to
 
 
 @pytest.mark.parametrize("step", STEPS)
-@pytest.mark.slow
 def test_a_step_that_fails_leaves_nothing_unchecked_under_its_final_name(inputs, out_dir, ctx, monkeypatch, step):
     with monkeypatch.context() as patch:
 

@@ -22,6 +22,8 @@ from tunesmith.training.batches import Batch, Samples, build_batch
 from tunesmith.training.prefixes import Layout, lay_as_trie, lay_end_to_end
 from tunesmith.training.probing import draws_dropout, hidden_states, output_head, probe_model, varlen_forward
 
+pytestmark = pytest.mark.slow
+
 CPU = torch.device("cpu")
 LAYOUTS: dict[str, Callable[..., Layout]] = {"end to end": lay_end_to_end, "trie": lay_as_trie}
 every_architecture = pytest.mark.parametrize("name", TINY)

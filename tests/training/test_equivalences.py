@@ -25,6 +25,8 @@ from tunesmith.training.losses import CrossEntropy
 from tunesmith.training.probing import varlen_forward
 from tunesmith.training.step import Pace, Stepper, StepResult
 
+pytestmark = pytest.mark.slow
+
 ARCHITECTURES = ["llama", "gemma3", "gpt2", "gpt_bigcode, one key head", "bloom", "pythia"]
 _RATE = 1e-3
 _PACE: dict[str, Any] = {
