@@ -66,7 +66,7 @@ def load_value_head(folder: Path, width: int) -> ValueHead:
         raise ModelError(
             f"there is no {VALUE_HEAD}: this is no reward model",
             where=str(folder),
-            hint="train one on preferences with the loss `reward`",
+            hint="name the folder of a reward model: adapter or model, chat_template.jinja, and this file as TRL writes it",
         )
     head = ValueHead(width)
     try:

@@ -24,7 +24,6 @@ from tunesmith.inference.reward_model import open_reward_model
 from tunesmith.judging.rewards.combining import WeightedRewards
 from tunesmith.model.adapters import AdapterConfig, adapter_layers, load_adapter
 from tunesmith.model.catalog import base_model_path
-from tunesmith.model.folder import read_config
 from tunesmith.model.load import ADAPTER_DIR, MODEL_DIR, load_model
 from tunesmith.model.value_head import new_value_head
 from tunesmith.protocols import Context, RewardContext
@@ -41,6 +40,7 @@ from tunesmith.stages.train import (
     choose_device,
     copy_companions,
     pace_of,
+    precision_of,
     report,
     save_trained,
     threads,
@@ -53,7 +53,6 @@ from tunesmith.training.losses import LOSSES, Loss
 from tunesmith.training.on_policy import OnPolicy
 from tunesmith.training.pairs import labelled_samples, pair_samples, with_reference
 from tunesmith.training.policy_losses import PolicyLoss
-from tunesmith.training.precision import choose_precision
 from tunesmith.training.preference_losses import Kto
 from tunesmith.training.probing import probe_model
 from tunesmith.training.reference import reference_log_probs
@@ -101,11 +100,7 @@ def run(section: Align, inputs: Inputs, out_dir: Path, ctx: Context) -> Outcome:
     renderer = Renderer(load_tokenizer(base_dir), tokenized.file(TEMPLATE).read_text(encoding="utf-8"))
     device = choose_device(runtime.device)
     with threads(runtime), LazyJudge(section, inputs.files, out_dir, ctx, "recipe.align") as judge:
-        config = read_config(base_dir)
-        width = int(config.get("hidden_size") or 1024)
-        precision = choose_precision(
-            runtime.precision, device, width, int(config.get("intermediate_size") or 4 * width)
-        )
+        precision = precision_of(runtime, base_dir, device)
         ctx.events.emit(Note(message=f"aligning on {device}, {precision.reason}"))
         model, adapter = load_policy(tuned, base_dir, device, precision.dtype)
         probe_model(model)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from pydantic import Field
 
 from tunesmith.chat.renderer import Renderer
@@ -27,7 +28,6 @@ from tunesmith.judging.pairwise import Pair, compare
 from tunesmith.judging.rewards.combining import WeightedRewards
 from tunesmith.judging.rewards.judge import words
 from tunesmith.model.catalog import base_model_path
-from tunesmith.model.folder import read_config
 from tunesmith.model.load import load_checkpoint
 from tunesmith.protocols import Attempt, Context, Prompt, RewardContext
 from tunesmith.recipe import Runtime
@@ -35,10 +35,9 @@ from tunesmith.recipe_align import Prefer
 from tunesmith.stages.answers import PREFERENCES
 from tunesmith.stages.judge import LazyJudge
 from tunesmith.stages.tokenize import TASK, TEMPLATE
-from tunesmith.stages.train import choose_device, threads
+from tunesmith.stages.train import choose_device, precision_of, threads
 from tunesmith.store import SCRATCH
 from tunesmith.text.jsonl import RecordLog, read_log, read_records, write_records
-from tunesmith.training.precision import choose_precision
 from tunesmith.types import Conversation, Excluded, Inputs, Outcome, Preference, Record, SamplingParams, Task
 
 CANDIDATES, EXCLUDED = "candidates.jsonl", "excluded.jsonl"
@@ -138,11 +137,8 @@ def _sample(
     runtime: Runtime = ctx.runtime
     if missing:
         with threads(runtime), RecordLog(path) as log:
-            config = read_config(base_dir)
-            width = int(config.get("hidden_size") or 1024)
             device = choose_device(runtime.device)
-            inner = int(config.get("intermediate_size") or 4 * width)
-            precision = choose_precision(runtime.precision, device, width, inner)
+            precision = precision_of(runtime, base_dir, device)
             model = load_checkpoint(inputs["train"], base_dir, device=str(device), dtype=precision.dtype)
             sampler = RolloutSampler(model, batch_size=runtime.eval_batch_size)
             sampling = SamplingParams(
@@ -186,13 +182,12 @@ def _score(
 
     def open_scorer(folder: Path) -> Any:
         device = choose_device(ctx.runtime.device)
-        return open_reward_model(
-            folder, base_dir, device=str(device), dtype=choose_precision("fp32", device, 1, 1).dtype
-        )
+        return open_reward_model(folder, base_dir, device=str(device), dtype=torch.float32)
 
     references = [row.reply for row in rows if row.reply is not None]
     rewards = WeightedRewards(
-        section.rewards, RewardContext(task, references, inputs.files, judge.ask_all, open_scorer)
+        section.rewards,
+        RewardContext(task, references, inputs.files, judge.ask_all, open_scorer, where="recipe.prefer.rewards"),
     )
     attempts = [
         Attempt(row.prompt, answer, row.reply)

@@ -22,7 +22,7 @@ from tunesmith.errors import RecipeError
 from tunesmith.events import Note, Progress
 from tunesmith.model.catalog import base_model_path
 from tunesmith.model.checkpoint import Checkpoint, newest_checkpoint, save_checkpoint
-from tunesmith.model.folder import inspect_folder, read_config
+from tunesmith.model.folder import inspect_folder
 from tunesmith.model.load import MODEL_DIR, load_model
 from tunesmith.model.vocabulary.base import TOKENIZER, BaseTokenizer
 from tunesmith.model.vocabulary.check import check_folder
@@ -37,14 +37,13 @@ from tunesmith.recipe_pretrain import Pretrain
 from tunesmith.resolve import NUM_NEW_TOKENS, PRETRAIN_RATES
 from tunesmith.stages.corpus import Corpus, TextTokenizer, read_corpus
 from tunesmith.stages.pretrain_weights import make_trainable, put_weights, write_model
-from tunesmith.stages.train import LOSSES_FILE, METRICS_FILE, choose_device, pace_of, report, threads
+from tunesmith.stages.train import LOSSES_FILE, METRICS_FILE, choose_device, pace_of, precision_of, report, threads
 from tunesmith.store import SCRATCH, write_atomic
 from tunesmith.text.jsonl import write_records
 from tunesmith.training.batches import Samples
 from tunesmith.training.loop import StepLoss, Trained, train
 from tunesmith.training.losses import CrossEntropy
 from tunesmith.training.measuring import measure_losses
-from tunesmith.training.precision import choose_precision
 from tunesmith.training.probing import probe_model
 from tunesmith.types import Inputs, Outcome, Record
 
@@ -113,12 +112,8 @@ def run(section: Pretrain, inputs: Inputs, out_dir: Path, ctx: Context) -> Outco
 
 def _open(section: Pretrain, base_dir: Path, out_dir: Path, ctx: Context) -> _Job:
     device = choose_device(ctx.runtime.device)
-    config = read_config(base_dir)
-    config = config.get("text_config") or config
-    width = int(config.get("hidden_size") or 1024)
     with threads(ctx.runtime):
-        inner = int(config.get("intermediate_size") or 4 * width)
-        precision = choose_precision(ctx.runtime.precision, device, width, inner)
+        precision = precision_of(ctx.runtime, base_dir, device)
     ctx.events.emit(Note(message=f"pre-training on {device}, {precision.reason}"))
     return _Job(section, base_dir, out_dir, ctx, device, precision.dtype)
 

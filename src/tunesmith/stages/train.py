@@ -40,7 +40,7 @@ from tunesmith.training.batches import Samples, load_samples
 from tunesmith.training.disk_plan import check_training_disk
 from tunesmith.training.loop import Trained, train
 from tunesmith.training.losses import LOSSES
-from tunesmith.training.precision import choose_precision
+from tunesmith.training.precision import Precision, choose_precision
 from tunesmith.training.probing import probe_model
 from tunesmith.training.saving import check_saved_adapter, check_saved_model, first_sample, save_full_model
 from tunesmith.training.step import Pace
@@ -62,11 +62,7 @@ def run(section: Train, inputs: Inputs, out_dir: Path, ctx: Context) -> Outcome:
     base_dir = base_model_path(base)
     loss = LOSSES.load(section.loss, where="recipe.train.loss")(section)
     with threads(runtime):
-        config = read_config(base_dir)
-        width = int(config.get("hidden_size") or 1024)
-        precision = choose_precision(
-            runtime.precision, device, width, int(config.get("intermediate_size") or 4 * width)
-        )
+        precision = precision_of(runtime, base_dir, device)
         ctx.events.emit(Note(message=f"training on {device}, {precision.reason}"))
         model = load_model(base_dir, device=str(device), dtype=precision.dtype, quantised=quantised)
         adapter = _prepare(model, section, base)
@@ -109,6 +105,15 @@ def choose_device(wanted: str) -> torch.device:
             f"there is no device {wanted!r}: torch sees {torch.cuda.device_count()} CUDA devices", where=where
         )
     return device
+
+
+def precision_of(runtime: Runtime, base_dir: Path, device: torch.device) -> Precision:
+    """runtime.precision, with auto measured on products of this model's shape. Inside `threads`."""
+    config = read_config(base_dir)
+    config = config.get("text_config") or config
+    width = int(config.get("hidden_size") or 1024)
+    inner = int(config.get("intermediate_size") or 4 * width)
+    return choose_precision(runtime.precision, device, width, inner)
 
 
 def _read_samples(tokenized: Artifact) -> Samples:

@@ -126,7 +126,6 @@ class Batch:
     num_tokens: int  # real tokens of the samples; at least R
     row_weights: torch.Tensor | None = None  # (N,) fp32
     num_rows: tuple[int, ...] = ()  # supervised rows of each sample
-    last_rows: torch.Tensor | None = None  # (samples,) the row of each one's last supervised token
     columns: Mapping[str, torch.Tensor] = field(default_factory=dict)  # (samples,) each, fp32
     token_columns: Mapping[str, torch.Tensor] = field(default_factory=dict)  # (N,) each, fp32
 
@@ -175,13 +174,11 @@ def build_batch(samples: Samples, indices: Sequence[int], device: torch.device, 
     layout = _lay([samples.input_ids[samples.rows(index)] for index in order], share_prefixes)
     rows: list[NDArray[np.int64]] = []
     places: list[NDArray[np.int64]] = []  # of the targets, in the arrays of `samples`
-    last_rows: list[int] = []
     for index, row_of in zip(order, layout.row_of, strict=True):
         place = samples.rows(index)
         predicted = np.flatnonzero(samples.loss_mask[place][1:])  # token t + 1 is predicted by the row of token t
         rows.append(row_of[predicted])
         places.append(predicted + place.start + 1)
-        last_rows.append(int(row_of[predicted[-1] + 1]) if len(predicted) else -1)
     at = np.concatenate(places)
 
     def take(values: NDArray[Any], where: NDArray[np.int64] | list[int], kind: type) -> torch.Tensor:
@@ -197,7 +194,6 @@ def build_batch(samples: Samples, indices: Sequence[int], device: torch.device, 
         num_tokens=int(samples.lengths[order].sum()),
         row_weights=None if samples.loss_weights is None else take(samples.loss_weights, at, np.float32),
         num_rows=tuple(len(each) for each in rows),
-        last_rows=torch.tensor(last_rows).to(device),
         columns={name: take(values, order, np.float32) for name, values in samples.columns.items()},
         token_columns={name: take(values, at, np.float32) for name, values in samples.token_columns.items()},
     )

@@ -18,8 +18,6 @@ from tunesmith.training.head import Head
 from tunesmith.training.losses import BatchLoss, Measure
 from tunesmith.training.objectives.normalising import divisor, token_weights
 from tunesmith.training.objectives.policy import check_on_policy, policy_loss, value_loss
-from tunesmith.training.objectives.preference import bradley_terry
-from tunesmith.training.pairs import PAIR, pair_rows
 from tunesmith.training.preference_losses import batch_loss
 
 OLD, ADVANTAGE, REFERENCE = "old", "advantage", "reference"
@@ -84,23 +82,3 @@ class PolicyLoss:
             loss = loss + section.value_weight * value
             measured = {**measured, **more, "value_loss": float(value.detach())}
         return loss, measured
-
-
-class RewardLoss:
-    """Bradley-Terry over pairs: the score is read at the last token of each answer (a reward model)."""
-
-    may_be_zero = True
-
-    def __init__(self, value_head: ValueHead) -> None:
-        self._value_head = value_head
-
-    def begin_step(self, samples: Samples, indices: Sequence[int], measure: Measure) -> None:
-        """Nothing: each pair stands for itself."""
-
-    def units(self, samples: Samples, indices: Sequence[int]) -> float:
-        return len(set(samples.columns[PAIR][list(indices)].tolist()))
-
-    def __call__(self, head: Head, hidden: torch.Tensor, batch: Batch) -> BatchLoss:
-        scores = self._value_head(hidden[batch.last_rows])
-        at = pair_rows(batch)
-        return batch_loss(bradley_terry(scores[at.chosen], scores[at.rejected], margin=None, centre_weight=0.0))
