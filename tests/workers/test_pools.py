@@ -17,7 +17,7 @@ import pytest
 
 from tunesmith.errors import DataError, WorkerError
 from tunesmith.protocols import Pool
-from tunesmith.workers import Kind, open_pool
+from tunesmith.workers import Kind, local, open_pool
 
 HERE = Path(__file__).parent
 WORKER_PATH = os.pathsep.join([str(HERE), *sys.path])  # workers import the module `work` by its name
@@ -99,6 +99,17 @@ def test_results_and_errors_that_cannot_travel_are_errors_that_name_them():
         with pytest.raises(WorkerError, match="Stubborn: and no copy of 3"):
             list(pool.map(work.unable_to_travel, [3]))
         assert list(pool.map(work.square, [2])) == [4]
+
+
+def test_a_pool_whose_lock_an_interrupt_left_taken_still_closes(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(local, "_CLOSE_SECONDS", 0.2)
+    before = workers_of(psutil.Process())
+    with open_pool("local", 2) as pool:
+        assert next(iter(pool.map(work.slow, range(50)))) == 0
+        assert isinstance(pool, local.Processes)
+        pool._queue._changed.acquire()
+    wait_until(lambda: not any(is_alive(each) for each in workers_of(psutil.Process()) if each not in before))
+    pool._queue._changed.release()  # so that its threads end with the test
 
 
 def test_a_pool_that_is_closed_early_leaves_no_process():

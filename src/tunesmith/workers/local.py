@@ -29,6 +29,7 @@ R = TypeVar("R")
 
 _DEATHS_ALLOWED = 5  # over one item
 _ITEMS_WAITING = 2  # per worker: one is worked on, the next lies ready; few enough that items may be large
+_CLOSE_SECONDS = 2.0
 
 _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS", "RAYON_NUM_THREADS"), "1")
 _PROGRAM = (
@@ -77,7 +78,7 @@ class Processes:
     def close(self) -> None:
         self._queue.close()
         for keeper in self._keepers:
-            keeper.join()
+            keeper.join(_CLOSE_SECONDS)  # it ends at once, but where a Ctrl-C fell between taking a lock and leaving it
 
 
 class _Task:
