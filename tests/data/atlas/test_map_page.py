@@ -96,7 +96,7 @@ class Opened:
         self.page.on("popup", lambda _: self.faults.append("popup"))
         self.page.goto(url + hash_)
         self.page.wait_for_selector("#title, #welcome:visible", state="attached")
-        self.page.wait_for_function("document.documentElement.dataset.painter")
+        self.page.wait_for_selector("html[data-painter]", state="attached")
 
     def drop(self, text: str, name: str = "map.json") -> None:
         self.page.evaluate(
@@ -195,7 +195,7 @@ def test_an_empty_page_takes_a_dropped_map_and_a_chosen_one(browser: Any, tmp_pa
         chosen = tmp_path / "other.json"
         chosen.write_text(json.dumps(a_map(["a", "b", "c"], title="other")), encoding="utf-8")
         page.set_input_files("#file", str(chosen))
-        page.wait_for_function("document.getElementById('title').textContent === 'other'")
+        page.wait_for_selector("#title:text-is('other')")
         assert "3 rows" in page.inner_text("#subtitle") and opened.faults == []
 
 
@@ -225,9 +225,7 @@ def test_a_damaged_file_gets_a_message_that_names_the_fault_and_the_map_stays(br
         opened.page.wait_for_selector("#legend li")
         for text, message in damaged.items():
             opened.drop(text, name="bad.json")
-            opened.page.wait_for_function(
-                "text => document.querySelector('#wrong:not([hidden]) p')?.textContent.includes(text)", arg=message
-            )
+            opened.page.locator("#wrong:not([hidden]) p", has_text=message).wait_for()
             assert opened.page.inner_text("#wrong p").startswith("bad.json: ")
             opened.page.click("#wrong button")
         assert opened.page.inner_text("#title") == "rows.jsonl" and opened.faults == []
