@@ -38,7 +38,7 @@ from tunesmith.model.vocabulary.learn import learn_pieces
 from tunesmith.model.vocabulary.report import count_tokens
 from tunesmith.protocols import Context
 from tunesmith.recipe import BaseModelSection, Runtime
-from tunesmith.recipe_pretrain import Pretrain
+from tunesmith.recipe.pretrain import Pretrain
 from tunesmith.stages import base_model, pretrain
 from tunesmith.stages.corpus import read_corpus
 from tunesmith.types import Artifact, Inputs, Manifest, Outcome

@@ -15,24 +15,7 @@ SOURCE = Path(__file__).resolve().parent.parent / "src" / "tunesmith"
 
 FLOORS = {
     **dict.fromkeys(("types", "protocols", "errors", "hashing", "registry"), 0),
-    **dict.fromkeys(
-        (
-            "section",
-            "recipe",
-            "recipe_filters",
-            "recipe_filter_list",
-            "recipe_listing",
-            "recipe_align",
-            "recipe_optimisation",
-            "recipe_pretrain",
-            "recipe_rewards",
-            "recipe_teaching",
-            "resolve",
-            "events",
-            "store",
-        ),
-        1,
-    ),
+    **dict.fromkeys(("recipe", "resolve", "events", "store"), 1),
     **dict.fromkeys(("chat", "model", "sinks", "text", "workers"), 2),
     **dict.fromkeys(("data", "teachers", "generating", "training", "inference", "judging", "exporting"), 3),
     "stages": 4,

@@ -17,7 +17,7 @@ from tunesmith.data.filters import FILTERS, build_filter
 from tunesmith.data.filters.parts import instruction_and_input
 from tunesmith.protocols import FilterContext, SetFilter, Verdict
 from tunesmith.recipe import Curate
-from tunesmith.recipe_filter_list import FILTER_OPTIONS
+from tunesmith.recipe.filter_list import FILTER_OPTIONS
 from tunesmith.types import Completion, Conversation, Message, Role, Task, TeacherRequest
 
 

@@ -7,7 +7,7 @@ import pytest
 from tunesmith.data.filters import build_filter
 from tunesmith.data.pii import find_pii, luhn, mask_pii
 from tunesmith.protocols import FilterContext
-from tunesmith.recipe_filters import PII_KINDS, PiiOptions
+from tunesmith.recipe.filters import PII_KINDS, PiiOptions
 from tunesmith.types import Conversation, Message, Task
 
 CONTEXT = FilterContext(Task(), lambda name: None, lambda name: None, lambda requests: [], 1)  # pyright: ignore

@@ -18,7 +18,7 @@ from tunesmith.errors import DataError, RecipeError, TrainingError
 from tunesmith.events import Metric, Note, Progress
 from tunesmith.model.load import load_checkpoint
 from tunesmith.pipeline import execute
-from tunesmith.recipe_align import Align
+from tunesmith.recipe.align import Align
 from tunesmith.resolve import load_recipe
 from tunesmith.stages.answers import render_answers
 from tunesmith.store import Run, Store

@@ -14,7 +14,7 @@ from tunesmith.data.filters.sources import classes
 from tunesmith.errors import TeacherError
 from tunesmith.events import Note
 from tunesmith.recipe import TeacherSection
-from tunesmith.recipe_filters import ClassesOptions, SourceClass
+from tunesmith.recipe.filters import ClassesOptions, SourceClass
 from tunesmith.stages.generate import _what_to_do
 from tunesmith.text.jsonl import read_records
 from tunesmith.types import Conversation, Task

@@ -26,7 +26,7 @@ from tunesmith.model.load import load_model
 from tunesmith.pipeline import STAGES
 from tunesmith.protocols import Context
 from tunesmith.recipe import BaseModelSection, Runtime
-from tunesmith.recipe_pretrain import Pretrain
+from tunesmith.recipe.pretrain import Pretrain
 from tunesmith.stages import base_model as base_stage
 from tunesmith.stages.corpus import TextTokenizer, cut_passages, read_corpus
 from tunesmith.stages.pretrain import run

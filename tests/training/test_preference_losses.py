@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from tunesmith.chat.renderer import RenderedArrays
 from tunesmith.errors import DataError
 from tunesmith.events import CallbackSink
-from tunesmith.recipe_align import Align
+from tunesmith.recipe.align import Align
 from tunesmith.training.batches import Samples, build_batch
 from tunesmith.training.loop import train
 from tunesmith.training.losses import LOSSES

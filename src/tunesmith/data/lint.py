@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from tunesmith.data.arithmetic import first_wrong_equation
-from tunesmith.recipe_filters import LintRule
+from tunesmith.recipe.filters import LintRule
 from tunesmith.text.rouge import unicode_tokens
 
 _MERGED = re.compile(r"(?im)(?:^|\n)\W{0,4}(?:\d{1,2}\s*[.)、]\s*)?(?:instructions?|指令)\s*\d*\s*[:：]\s*\S")

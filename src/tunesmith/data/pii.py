@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Collection, Iterator
 from typing import NamedTuple
 
-from tunesmith.recipe_filters import PiiKind
+from tunesmith.recipe.filters import PiiKind
 
 
 class Finding(NamedTuple):

@@ -30,7 +30,7 @@ from tunesmith.events import Progress
 from tunesmith.hashing import digest_json
 from tunesmith.protocols import EventSink, Filter, FilterContext, Pool, SetFilter, Verdict
 from tunesmith.recipe import Curate
-from tunesmith.recipe_filters import FilterOptions
+from tunesmith.recipe.filters import FilterOptions
 from tunesmith.text.jsonl import dump_record
 from tunesmith.types import Conversation, Excluded, Split, Task
 

@@ -28,7 +28,7 @@ from tunesmith.model.load import ADAPTER_DIR, MODEL_DIR, load_model
 from tunesmith.model.value_head import new_value_head
 from tunesmith.protocols import Context, RewardContext
 from tunesmith.recipe import Runtime
-from tunesmith.recipe_align import ON_POLICY, REFERENCE_FREE, Align
+from tunesmith.recipe.align import ON_POLICY, REFERENCE_FREE, Align
 from tunesmith.resolve import ALIGN_RATES
 from tunesmith.stages.answers import render_answers
 from tunesmith.stages.judge import LazyJudge

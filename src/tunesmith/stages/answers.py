@@ -11,7 +11,7 @@ from typing import Any
 
 from tunesmith.chat.renderer import RenderedArrays, Renderer
 from tunesmith.errors import DataError, RecipeError
-from tunesmith.recipe_align import Align
+from tunesmith.recipe.align import Align
 from tunesmith.stages.tokenize import TASK
 from tunesmith.text.jsonl import read_records
 from tunesmith.types import Excluded, Inputs, Labelled, Message, Preference, Task

@@ -28,7 +28,7 @@ from tunesmith.errors import DataError
 from tunesmith.events import Note
 from tunesmith.protocols import Context, EventSink, FilterContext, SetFilter
 from tunesmith.recipe import Curate
-from tunesmith.recipe_filters import FilterOptions
+from tunesmith.recipe.filters import FilterOptions
 from tunesmith.stages.filter_context import FilterTools
 from tunesmith.text.jsonl import read_records, write_records
 from tunesmith.types import Conversation, Excluded, Inputs, Outcome, Task

@@ -31,7 +31,7 @@ from tunesmith.model.catalog import base_model_path
 from tunesmith.model.load import load_checkpoint
 from tunesmith.protocols import Attempt, Context, Prompt, RewardContext
 from tunesmith.recipe import Runtime
-from tunesmith.recipe_align import Prefer
+from tunesmith.recipe.align import Prefer
 from tunesmith.stages.answers import PREFERENCES
 from tunesmith.stages.judge import LazyJudge
 from tunesmith.stages.tokenize import TASK, TEMPLATE

@@ -33,7 +33,7 @@ from tunesmith.model.vocabulary.rows import grow_rows, matrices
 from tunesmith.model.vocabulary.sentencepiece import merge_pieces, read_sentencepiece
 from tunesmith.protocols import Context
 from tunesmith.recipe import Optimisation
-from tunesmith.recipe_pretrain import Pretrain
+from tunesmith.recipe.pretrain import Pretrain
 from tunesmith.resolve import NUM_NEW_TOKENS, PRETRAIN_RATES
 from tunesmith.stages.corpus import Corpus, TextTokenizer, read_corpus
 from tunesmith.stages.pretrain_weights import make_trainable, put_weights, write_model

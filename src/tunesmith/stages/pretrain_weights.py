@@ -22,7 +22,7 @@ from tunesmith.model.gguf import quiet_transformers
 from tunesmith.model.load import load_model
 from tunesmith.model.vocabulary.extension import Extension
 from tunesmith.model.vocabulary.rows import grow_rows, matrices
-from tunesmith.recipe_pretrain import Pretrain
+from tunesmith.recipe.pretrain import Pretrain
 from tunesmith.store import write_atomic
 from tunesmith.training.saving import load_stored_dtype
 

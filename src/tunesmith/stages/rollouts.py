@@ -24,7 +24,7 @@ from tunesmith.inference.rollouts import Rollout, RolloutSampler
 from tunesmith.judging.rewards.combining import Rewarded, WeightedRewards
 from tunesmith.model.value_head import ValueHead
 from tunesmith.protocols import Attempt, EventSink, Prompt
-from tunesmith.recipe_align import Align
+from tunesmith.recipe.align import Align
 from tunesmith.text.jsonl import RecordLog, read_log, write_records
 from tunesmith.training.batches import Batch, Samples
 from tunesmith.training.objectives.advantages import (

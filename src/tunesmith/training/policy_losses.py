@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from tunesmith.model.value_head import ValueHead
-from tunesmith.recipe_align import Align
+from tunesmith.recipe.align import Align
 from tunesmith.training.batches import Batch, Samples
 from tunesmith.training.head import Head
 from tunesmith.training.losses import BatchLoss, Measure

@@ -15,7 +15,7 @@ from tunesmith.errors import RecipeError
 from tunesmith.judging.rewards import REWARDS, build_reward
 from tunesmith.judging.rewards.combining import WeightedRewards
 from tunesmith.protocols import Attempt, RewardContext
-from tunesmith.recipe_rewards import REWARD_OPTIONS, RewardList, RewardOptions, read_reward
+from tunesmith.recipe.rewards import REWARD_OPTIONS, RewardList, RewardOptions, read_reward
 from tunesmith.types import Completion, Message, Score, Task, TeacherRequest
 
 SCHEMA = {

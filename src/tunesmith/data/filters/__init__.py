@@ -2,13 +2,13 @@
 
 ROW_FILTERS are switched by the plain fields of `curate`, in this order: (section, task) -> filter, or None where the
 recipe does not ask for it; they see every row, test rows too. FILTERS are listed in `curate.filters`: (options, FilterContext) -> filter. Adding one is a function in the module of its family, a line here, its
-options in recipe_filters.py and a line in docs/filters.md.
+options in recipe/filters.py and a line in docs/filters.md.
 """
 
 from __future__ import annotations
 
 from tunesmith.protocols import Filter, FilterContext, SetFilter
-from tunesmith.recipe_filters import FilterOptions
+from tunesmith.recipe.filters import FilterOptions
 from tunesmith.registry import Registry
 
 _HERE = "tunesmith.data.filters"

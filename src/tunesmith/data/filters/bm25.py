@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from tunesmith.data.filters.parts import text_of
 from tunesmith.data.rows import map_rows
 from tunesmith.protocols import FilterContext, Verdict
-from tunesmith.recipe_filters import Bm25Options
+from tunesmith.recipe.duplicate_filters import Bm25Options
 from tunesmith.text.rouge import unicode_tokens
 from tunesmith.types import Conversation
 

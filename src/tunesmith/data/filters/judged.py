@@ -14,7 +14,7 @@ from string import Template
 
 from tunesmith.data.filters.parts import shown, with_score
 from tunesmith.protocols import FilterContext, Verdict
-from tunesmith.recipe_filters import AlpagasusOptions, DeitaOptions, YesNoOptions
+from tunesmith.recipe.score_filters import AlpagasusOptions, DeitaOptions, YesNoOptions
 from tunesmith.types import Completion, Conversation, Message, SamplingParams, TeacherRequest
 
 _DIMENSIONS = {"accuracy": {"en": "accuracy", "zh": "准确性"}, "helpfulness": {"en": "helpfulness", "zh": "有用性"}}

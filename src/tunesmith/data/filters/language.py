@@ -5,7 +5,7 @@ from __future__ import annotations
 from tunesmith.data.filters.parts import shown, text_of, with_metadata
 from tunesmith.data.language import LanguageDetector
 from tunesmith.protocols import Filter, FilterContext, Verdict
-from tunesmith.recipe_filters import LanguageOptions
+from tunesmith.recipe.filters import LanguageOptions
 from tunesmith.types import Conversation
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from tunesmith.data.filters.parts import instruction_and_input, text_of, with_messages
 from tunesmith.protocols import Filter, FilterContext, Verdict
-from tunesmith.recipe_filters import CharLengthOptions, LengthOptions, TokenLengthOptions
+from tunesmith.recipe.filters import CharLengthOptions, LengthOptions, TokenLengthOptions
 from tunesmith.text.rouge import count_words
 from tunesmith.types import Conversation
 

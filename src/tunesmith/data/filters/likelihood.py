@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from tunesmith.data.filters.parts import text_of, with_score
 from tunesmith.protocols import FilterContext, TextScorer, Verdict
-from tunesmith.recipe_filters import IfdOptions, PerplexityOptions
+from tunesmith.recipe.score_filters import IfdOptions, PerplexityOptions
 from tunesmith.types import Conversation
 
 

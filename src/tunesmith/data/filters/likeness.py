@@ -18,7 +18,13 @@ from tunesmith.data.keys import first_equal, keys_array
 from tunesmith.data.rows import map_rows
 from tunesmith.hashing import digest_json
 from tunesmith.protocols import FilterContext, Verdict
-from tunesmith.recipe_filters import ConflictingOptions, ExactOptions, MinhashOptions, RougeOptions, SemanticOptions
+from tunesmith.recipe.duplicate_filters import (
+    ConflictingOptions,
+    ExactOptions,
+    MinhashOptions,
+    RougeOptions,
+    SemanticOptions,
+)
 from tunesmith.types import Conversation
 
 if TYPE_CHECKING:

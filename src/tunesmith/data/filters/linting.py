@@ -5,7 +5,7 @@ from __future__ import annotations
 from tunesmith.data.filters.parts import text_of, with_metadata
 from tunesmith.data.lint import RULES, LintText
 from tunesmith.protocols import Filter, FilterContext, Verdict
-from tunesmith.recipe_filters import LintOptions
+from tunesmith.recipe.filters import LintOptions
 from tunesmith.types import Conversation
 
 

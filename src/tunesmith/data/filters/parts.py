@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, assert_never
 
-from tunesmith.recipe_filters import Part
+from tunesmith.recipe.filters import Part
 from tunesmith.types import Conversation, Message
 
 

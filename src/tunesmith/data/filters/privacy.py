@@ -8,7 +8,7 @@ from typing import Any
 from tunesmith.data.filters.parts import with_messages, with_metadata
 from tunesmith.data.pii import find_pii, mask_pii
 from tunesmith.protocols import Filter, FilterContext, Verdict
-from tunesmith.recipe_filters import PiiOptions
+from tunesmith.recipe.filters import PiiOptions
 from tunesmith.types import Conversation, Message
 
 

@@ -7,7 +7,7 @@ import re
 from tunesmith.data.filters.parts import instruction_and_input, map_text, shown, text_of
 from tunesmith.data.identity import normalise
 from tunesmith.protocols import Filter, FilterContext, Verdict
-from tunesmith.recipe_filters import EchoOptions, RepeatedDigitsOptions, RepeatedSentencesOptions
+from tunesmith.recipe.filters import EchoOptions, RepeatedDigitsOptions, RepeatedSentencesOptions
 from tunesmith.text.rouge import count_words
 from tunesmith.types import Conversation, Message
 

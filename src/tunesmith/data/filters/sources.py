@@ -8,7 +8,7 @@ from fnmatch import translate
 
 from tunesmith.data.filters.parts import with_metadata
 from tunesmith.protocols import Filter, FilterContext, Verdict
-from tunesmith.recipe_filters import ClassesOptions, ModelOptions
+from tunesmith.recipe.filters import ClassesOptions, ModelOptions
 from tunesmith.types import Conversation
 
 

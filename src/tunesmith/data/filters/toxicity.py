@@ -13,7 +13,7 @@ from typing import Any
 from tunesmith.data.filters.parts import shown, text_of
 from tunesmith.errors import MissingExtra
 from tunesmith.protocols import FilterContext, Verdict
-from tunesmith.recipe_filters import ToxicityOptions
+from tunesmith.recipe.filters import ToxicityOptions
 from tunesmith.types import Conversation
 
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+|\n+")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import pairwise
 
 from tunesmith.protocols import Filter, FilterContext, Verdict
-from tunesmith.recipe_filters import AlternateRolesOptions, MinTurnsOptions
+from tunesmith.recipe.filters import AlternateRolesOptions, MinTurnsOptions
 from tunesmith.types import Conversation
 
 

@@ -9,7 +9,7 @@ from tunesmith.data.filters.parts import map_text, shown, text_of
 from tunesmith.data.filters.phrases import PhraseFinder, any_of, word_list
 from tunesmith.errors import RecipeError
 from tunesmith.protocols import Filter, FilterContext, Verdict
-from tunesmith.recipe_filters import (
+from tunesmith.recipe.filters import (
     BadStartOptions,
     BlacklistOptions,
     NoInputOptions,

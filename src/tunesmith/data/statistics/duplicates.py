@@ -12,7 +12,7 @@ import numpy as np
 from tunesmith.data.exact import ExactIndex
 from tunesmith.data.kernels import compiled
 from tunesmith.data.minhash import find_near
-from tunesmith.recipe_filters import MinhashOptions
+from tunesmith.recipe.duplicate_filters import MinhashOptions
 
 _NUM_SHOWN = 5
 _MOST_TEXTS = 20_000

@@ -1,14 +1,14 @@
 """Rewards for reinforcement learning: how good a sampled answer is, as a number, or None where nobody can say.
 
 Each member is a builder (options, RewardContext) -> Reward. Owns what is rewarded; refuses to know how answers are
-sampled and what training makes of rewards. Adding one is a builder here, its options in recipe_rewards.py, a line below
+sampled and what training makes of rewards. Adding one is a builder here, its options in recipe/rewards.py, a line below
 and a line in docs/alignment.md.
 """
 
 from __future__ import annotations
 
 from tunesmith.protocols import Reward, RewardContext
-from tunesmith.recipe_rewards import RewardOptions
+from tunesmith.recipe.rewards import RewardOptions
 from tunesmith.registry import Registry
 
 _HERE = "tunesmith.judging.rewards"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from tunesmith.judging.rewards import build_reward
 from tunesmith.protocols import Attempt, RewardContext
-from tunesmith.recipe_rewards import RewardOptions
+from tunesmith.recipe.rewards import RewardOptions
 from tunesmith.types import Score
 
 

@@ -12,7 +12,7 @@ from importlib.resources import files
 from string import Template
 
 from tunesmith.protocols import Attempt, RewardContext
-from tunesmith.recipe_rewards import JudgeOptions
+from tunesmith.recipe.rewards import JudgeOptions
 from tunesmith.text.digits import expected_digit
 from tunesmith.types import Completion, Message, SamplingParams, Score, TeacherRequest
 

@@ -10,7 +10,7 @@ from tunesmith.errors import RecipeError
 from tunesmith.judging.fields import Target, find_target
 from tunesmith.judging.metrics import exact_match, field_accuracy, parse_json, reply_rouge_l, schema_valid
 from tunesmith.protocols import Attempt, Reward, RewardContext
-from tunesmith.recipe_rewards import ExactOptions, FieldsOptions, JsonSchemaOptions, RougeLOptions
+from tunesmith.recipe.rewards import ExactOptions, FieldsOptions, JsonSchemaOptions, RougeLOptions
 from tunesmith.types import Score
 
 

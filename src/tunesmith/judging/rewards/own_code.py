@@ -17,7 +17,7 @@ from typing import Any
 from tunesmith.errors import RecipeError, nearest
 from tunesmith.hashing import digest_text
 from tunesmith.protocols import Attempt, Reward, RewardContext
-from tunesmith.recipe_rewards import PythonOptions
+from tunesmith.recipe.rewards import PythonOptions
 from tunesmith.types import Score
 
 _SIGNATURE = "(prompt, completion, reference)"

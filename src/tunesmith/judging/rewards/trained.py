@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from tunesmith.protocols import Attempt, Reward, RewardContext
-from tunesmith.recipe_rewards import RewardModelOptions
+from tunesmith.recipe.rewards import RewardModelOptions
 from tunesmith.types import Score
 
 

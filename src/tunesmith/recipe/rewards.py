@@ -9,8 +9,8 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, SerializeAsAny
 
-from tunesmith.recipe_listing import ListedOptions, read_listed
-from tunesmith.section import Auto, StrList
+from tunesmith.recipe.listing import ListedOptions, read_listed
+from tunesmith.recipe.section import Auto, StrList
 
 
 class RewardOptions(ListedOptions):

@@ -1,4 +1,4 @@
-"""Every filter that `curate.filters` can list, and how one is read (recipe_listing.py says in which forms). Knows no
+"""Every filter that `curate.filters` can list, and how one is read (recipe/listing.py says in which forms). Knows no
 option itself."""
 
 from __future__ import annotations
@@ -7,11 +7,15 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, SerializeAsAny
 
-from tunesmith.recipe_filters import FilterOptions
-from tunesmith.recipe_listing import read_listed
+from tunesmith.recipe import duplicate_filters, filters, score_filters
+from tunesmith.recipe.filters import FilterOptions
+from tunesmith.recipe.listing import read_listed
 
 FILTER_OPTIONS: dict[str, type[FilterOptions]] = {
-    str(options.model_fields["name"].default): options for options in FilterOptions.__subclasses__()
+    str(options.model_fields["name"].default): options
+    for module in (filters, duplicate_filters, score_filters)
+    for options in vars(module).values()
+    if isinstance(options, type) and issubclass(options, FilterOptions) and options is not FilterOptions
 }
 """Every filter that can be listed, by name."""
 

@@ -1,7 +1,4 @@
-"""The sections that name teachers: who writes, at which endpoints, and what is asked of them (`generate`).
-
-Part of recipe.py, which reads on from here: each parameter is declared here once, with its bounds, default and meaning.
-"""
+"""The sections that name teachers: who writes, at which endpoints, and what is asked of them (`generate`)."""
 
 from __future__ import annotations
 
@@ -9,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from tunesmith.section import Address, Auto, EnvironmentName, RngSeed, Section, StrList
+from tunesmith.recipe.section import Address, Auto, EnvironmentName, RngSeed, Section, StrList
 
 
 class EndpointSection(Section):

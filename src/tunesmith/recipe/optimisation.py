@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from tunesmith.section import Auto, RngSeed, Section
+from tunesmith.recipe.section import Auto, RngSeed, Section
 
 
 class Optimisation(Section):

@@ -1,4 +1,6 @@
-"""The options of every filter that `curate.filters` can list: declared here once, like the rest of the recipe.
+"""The options of the filters of `curate.filters` that go by rules, a row at a time, and what all options have.
+
+Those that compare rows are in duplicate_filters.py, those that ask a model in score_filters.py.
 
 `scope` says which rows a filter sees: "all" rows before the split, or "train": those
 that are left for training, test rows never. Knows what may be asked for; not how it is done (data/filters).
@@ -10,8 +12,8 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field
 
-from tunesmith.recipe_listing import ListedOptions
-from tunesmith.section import RngSeed, Section, StrList, as_list
+from tunesmith.recipe.listing import ListedOptions
+from tunesmith.recipe.section import Section, StrList, as_list
 
 Part = Literal["instruction", "prompt", "reply", "all"]
 """What a filter reads: the first message of the user up to its first blank line (there a reader puts the input), all
@@ -253,162 +255,6 @@ class ToxicityOptions(FilterOptions):
     """A row with a sentence above this is excluded."""
     of: Part = "all"
     """Which text is looked at."""
-
-
-class ExactOptions(FilterOptions):
-    """Repetitions; the first row stays. Prompts are compared by default, as Lamini's program does."""
-
-    name: Literal["exact"] = "exact"
-    chief: ClassVar[str | None] = "of"
-    of: Literal["prompt", "reply", "conversation"] = "prompt"
-    """What makes two rows the same."""
-    normalise: bool = True
-    """Compare without case, width and spacing; false = byte for byte."""
-
-
-class ConflictingOptions(FilterOptions):
-    """Prompts with different replies: every such row goes (Self-Instruct)."""
-
-    name: Literal["conflicting"] = "conflicting"
-
-
-class Bm25Options(FilterOptions):
-    """Instructions that BM25 finds in the rows before them (BELLE)."""
-
-    name: Literal["bm25"] = "bm25"
-    chief: ClassVar[str | None] = "max_score"
-    scope: ClassVar[Literal["all", "train"]] = "train"
-    max_score: float = Field(default=18, gt=0)
-    """A higher score with an earlier row excludes. A Chinese character counts as a word, so for Chinese take 24."""
-
-
-class RougeOptions(FilterOptions):
-    """Rows like an earlier one by ROUGE-L F1; `curate.max_similarity` does the same for prompts, test rows included."""
-
-    name: Literal["rouge_l"] = "rouge_l"
-    chief: ClassVar[str | None] = "max_similarity"
-    scope: ClassVar[Literal["all", "train"]] = "train"
-    max_similarity: Probability = 0.7
-    """Above this a row is excluded; exactly at it stays."""
-    of: Part = "prompt"
-    """Which text is compared."""
-    tokens: Literal["unicode", "rouge_score"] = "unicode"
-    """rouge_score = the tokens of google's package ([a-z0-9] alone), for published numbers."""
-
-
-class MinhashOptions(FilterOptions):
-    """Near copies by Jaccard of word n-grams, found by MinHash; the first row of a cluster stays."""
-
-    name: Literal["minhash"] = "minhash"
-    chief: ClassVar[str | None] = "min_jaccard"
-    scope: ClassVar[Literal["all", "train"]] = "train"
-    min_jaccard: Probability = 0.7
-    """From this likeness on two rows are near copies."""
-    of: Part = "all"
-    """Which text is compared."""
-    ngram_words: int = Field(default=3, ge=1)
-    """Words of one n-gram."""
-    num_bands: int = Field(default=16, ge=1)
-    """Bands of the signature: more find more."""
-    rows_per_band: int = Field(default=8, ge=1)
-    """Values of one band: more find less."""
-    rng_seed: RngSeed = 17
-    """Seed of the permutations."""
-
-
-class SemanticOptions(FilterOptions):
-    """Rows that mean the same, by the cosine of static embeddings (SemDeDup, Abbas et al. 2023)."""
-
-    name: Literal["semantic"] = "semantic"
-    chief: ClassVar[str | None] = "max_cosine"
-    scope: ClassVar[Literal["all", "train"]] = "train"
-    max_cosine: Probability = 0.9
-    """From this cosine on one of two rows is excluded; Lamini's modes are 0.99 and 0.9."""
-    of: Part = "prompt"
-    """Which text is compared."""
-    keep: Literal["first", "hard", "easy"] = "first"
-    """Which row of a likeness stays: the first, the one far from its cluster's centre, or the one near it."""
-    num_clusters: int | None = Field(default=None, ge=1)
-    """Clusters rows are compared in; none = the square root of the rows."""
-    rng_seed: RngSeed = 17
-    """Seed of the clusters."""
-
-
-class PerplexityOptions(FilterOptions):
-    """Replies that a small model finds too surprising, or not at all."""
-
-    name: Literal["perplexity"] = "perplexity"
-    scope: ClassVar[Literal["all", "train"]] = "train"
-    min: float = Field(default=1.0, ge=1)
-    """Smallest perplexity."""
-    max: float = Field(default=1000.0, ge=1)
-    """Largest perplexity."""
-    of: Part = "reply"
-    """Which text is scored."""
-    model: str = "smollm2-135m"
-    """Who scores."""
-
-
-class IfdOptions(FilterOptions):
-    """Instruction-following difficulty: how little the prompt helps to predict the reply (Li et al. 2024)."""
-
-    name: Literal["ifd"] = "ifd"
-    scope: ClassVar[Literal["all", "train"]] = "train"
-    max: float = Field(default=1.0, gt=0)
-    """Above this the prompt hinders, so reply and prompt do not belong together."""
-    keep_fraction: float = Field(default=1.0, gt=0, le=1)
-    """Of the rows that are left, the share with the highest IFD that stays; the paper keeps 0.05 to 0.1."""
-    model: str = "smollm2-135m"
-    """Who scores."""
-
-
-class AlpagasusOptions(FilterOptions):
-    """A judge's rating of the reply from 1 to 5 (Chen et al. 2024). Needs `curate.teacher`."""
-
-    name: Literal["alpagasus"] = "alpagasus"
-    chief: ClassVar[str | None] = "min_score"
-    scope: ClassVar[Literal["all", "train"]] = "train"
-    asks_teacher: ClassVar[bool] = True
-    min_score: float = Field(default=4.5, ge=1, le=5)
-    """Lower ratings are excluded."""
-    dimension: Literal["accuracy", "helpfulness"] = "accuracy"
-    """What is rated."""
-    language: Literal["en", "zh"] = "en"
-    """Language of the question to the judge."""
-    unscored: Literal["exclude", "keep"] = "exclude"
-    """Rows whose rating cannot be read."""
-
-
-class DeitaOptions(FilterOptions):
-    """Complexity and quality from 1 to 6 by a judge, multiplied and summed over turns; the best rows stay (Liu et al.
-    2024). Needs `curate.teacher`."""
-
-    name: Literal["deita"] = "deita"
-    scope: ClassVar[Literal["all", "train"]] = "train"
-    asks_teacher: ClassVar[bool] = True
-    min_score: float = Field(default=0.0, ge=0)
-    """Lower products are excluded."""
-    keep_rows: int | None = Field(default=None, ge=1)
-    """At most this many rows stay, the best ones; none = all."""
-    language: Literal["en", "zh"] = "en"
-    """Language of the questions to the judge."""
-    unscored: Literal["exclude", "keep"] = "exclude"
-    """Rows whose scores cannot be read."""
-
-
-class YesNoOptions(FilterOptions):
-    """A question about each row that a judge answers with yes or no. Needs `curate.teacher`."""
-
-    name: Literal["yes_no"] = "yes_no"
-    chief: ClassVar[str | None] = "question"
-    scope: ClassVar[Literal["all", "train"]] = "train"
-    asks_teacher: ClassVar[bool] = True
-    question: str = "Is the answer correct, complete and on topic?"
-    """What is asked; the row stays where the answer is yes."""
-    language: Literal["en", "zh"] = "en"
-    """Language of the frame around the question."""
-    unscored: Literal["exclude", "keep"] = "exclude"
-    """Rows for which neither yes nor no can be read."""
 
 
 ClassesOptions.model_rebuild()

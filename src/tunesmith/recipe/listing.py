@@ -10,7 +10,7 @@ from typing import Any, ClassVar, TypeVar, cast
 from pydantic import ValidationError
 
 from tunesmith.errors import nearest
-from tunesmith.section import Section
+from tunesmith.recipe.section import Section
 
 
 class ListedOptions(Section):

@@ -7,10 +7,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from tunesmith.recipe_optimisation import Optimisation
-from tunesmith.recipe_rewards import RewardList
-from tunesmith.recipe_teaching import TeacherSection
-from tunesmith.section import Auto, RngSeed, Section
+from tunesmith.recipe.optimisation import Optimisation
+from tunesmith.recipe.rewards import RewardList
+from tunesmith.recipe.section import Auto, RngSeed, Section
+from tunesmith.recipe.teaching import TeacherSection
 
 REFERENCE_FREE = ("orpo", "simpo")
 """Losses over pairs that compare with no reference model."""

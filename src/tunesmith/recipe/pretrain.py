@@ -6,8 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from tunesmith.recipe_optimisation import Optimisation
-from tunesmith.section import Auto, StrList
+from tunesmith.recipe.optimisation import Optimisation
+from tunesmith.recipe.section import Auto, StrList
 
 
 class Pretrain(Optimisation):
