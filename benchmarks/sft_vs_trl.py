@@ -6,6 +6,9 @@
 Every run is a process of its own. Both sides get the same token ids and the same targets. A run's speed is real tokens
 (no padding) over the seconds from the first step's begin to the last step's end; loading is not counted on either side.
 Prints tokens/s, their ratio round by round with its median, peak memory and both loss curves; --out keeps all of it.
+Beside tokens/s stands the share of this machine's rate of matrix products: the operations of the products that the training
+cannot do without (forward, backward by inputs, adapters, the head on supervised rows; attention not counted), per second, over
+what a bf16 product of the model's MLP reaches alone on as many threads, measured before each of our runs.
 """
 
 from __future__ import annotations
@@ -182,6 +185,7 @@ def run_ours(spec_path: Path, result_path: Path) -> None:
     config = json.loads((Path(spec["model"]) / "config.json").read_text())
     precision = choose_precision("auto", torch.device("cpu"), config["hidden_size"], config["intermediate_size"])
     model = load_model(Path(spec["model"]), device="cpu", dtype=precision.dtype)
+    product_rate = measure_product(spec["pack_length"], config["hidden_size"], config["intermediate_size"])
     if spec["method"] == "lora":
         targets = choose_targets(model, ("all-linear",))
         names = target_names(model, targets)
@@ -203,7 +207,7 @@ def run_ours(spec_path: Path, result_path: Path) -> None:
             section,
             learning_rate=spec["learning_rate"],
             pack_length=spec["pack_length"],
-            pace=Pace(1, 1_000_000, 1, 1, False, True),
+            pace=Pace(1, 1_000_000, 1, 1, False, True, True, True, False),
             checkpoint_dir=Path(folder) / "checkpoints",
             metrics_path=Path(folder) / "metrics.jsonl",
             events=CallbackSink(watch),
@@ -211,6 +215,8 @@ def run_ours(spec_path: Path, result_path: Path) -> None:
         )
         seconds = time.perf_counter() - started
     result = {
+        "flops": needed_flops(model, samples),
+        "product_flops_per_second": product_rate,
         "seconds": seconds,
         "tokens": int(samples.lengths.sum()),
         "steps": steps,
@@ -218,6 +224,32 @@ def run_ours(spec_path: Path, result_path: Path) -> None:
         "precision": precision.reason,
     }
     result_path.write_text(json.dumps(result))
+
+
+def measure_product(rows: int, inputs: int, outputs: int) -> float:
+    """Operations per second of the best of 30 bf16 products (rows, inputs) x (inputs, outputs)."""
+    import torch
+
+    left, right = torch.randn(rows, inputs).bfloat16(), torch.randn(outputs, inputs).bfloat16()
+    best = float("inf")
+    for _ in range(30):
+        started = time.perf_counter()
+        torch.nn.functional.linear(left, right)
+        best = min(best, time.perf_counter() - started)
+    return 2 * rows * inputs * outputs / best
+
+
+def needed_flops(model: Any, samples: Any) -> float:
+    """Operations of the matrix products of one epoch, two for each multiplication. A weight that is trained costs a third
+    product."""
+    head = model.get_output_embeddings().weight
+    per_token = sum(
+        (6 if p.requires_grad else 4) * p.numel()
+        for p in model.get_decoder().parameters()
+        if p.dim() == 2 and p is not head
+    )
+    per_target = (6 if head.requires_grad else 4) * head.numel()
+    return per_token * float(samples.lengths.sum()) + per_target * float(samples.num_targets.sum())
 
 
 def speed(run: dict[str, Any]) -> float:
@@ -232,7 +264,9 @@ def print_report(report: dict[str, Any]) -> None:
     print(f"\n{report['model']}, {report['setup']['method']}, {report['setup']['threads']} threads; ", end="")
     print(f"{rows['rows']} rows, {rows['tokens']:,} tokens, {rows['supervised']:,} supervised")
     print(f"TRL: {report['trl']}\n")
-    print(f"{'':12}{'tokens/s':>10}{'peak GB':>10}{'steps':>8}{'first loss':>12}{'last loss':>12}")
+    ours = [entry["tunesmith"] for entry in rounds]
+    rate = statistics.median(run["product_flops_per_second"] for run in ours)
+    print(f"{'':12}{'tokens/s':>10}{'of rate':>10}{'peak GB':>10}{'steps':>8}{'first loss':>12}{'last loss':>12}")
     for name in ("tunesmith", "trl"):
         runs = [entry[name] for entry in rounds]
         tokens, memory = (
@@ -240,7 +274,10 @@ def print_report(report: dict[str, Any]) -> None:
         )
         curve = runs[0]["steps"]
         first, last = curve[0]["loss"], curve[-1]["loss"]
-        print(f"{name:12}{tokens:10.0f}{memory / 1e9:10.2f}{len(curve):8}{first:12.3f}{last:12.3f}")
+        share = ours[0]["flops"] / ours[0]["tokens"] * tokens / rate
+        print(f"{name:12}{tokens:10.0f}{share:10.0%}{memory / 1e9:10.2f}{len(curve):8}{first:12.3f}{last:12.3f}")
+    limit = rate / (ours[0]["flops"] / ours[0]["tokens"])
+    print(f"\nproducts alone: {rate / 1e9:.0f} GFLOP/s, so {limit:.0f} tokens/s would be all of it")
     ratios = [entry["ratio"] for entry in rounds]
     print(f"\nratio: median {statistics.median(ratios):.2f}x (from {min(ratios):.2f} to {max(ratios):.2f})")
     print("\nloss by step (tunesmith | trl)")

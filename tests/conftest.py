@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,11 @@ from tunesmith.protocols import Context
 from tunesmith.recipe import Runtime
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+CHROMIUM = Path(os.environ.get("TUNESMITH_CHROMIUM", "/usr/bin/chromium"))
+CHROMIUM_SWITCHES = [
+    "--headless", "--no-sandbox", "--disable-quic", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync",
+]  # fmt: skip
 
 
 class RecordingSink:
@@ -32,6 +38,18 @@ def sink() -> RecordingSink:
 @pytest.fixture
 def ctx(sink: RecordingSink) -> Context:
     return Context(events=sink, runtime=Runtime())
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Headless Chromium that loads nothing by itself."""
+    if not CHROMIUM.exists():
+        pytest.skip(f"no Chromium at {CHROMIUM} (set TUNESMITH_CHROMIUM)")
+    api = pytest.importorskip("playwright.sync_api")
+    with api.sync_playwright() as playwright:
+        made = playwright.chromium.launch(executable_path=str(CHROMIUM), args=CHROMIUM_SWITCHES)
+        yield made
+        made.close()
 
 
 @pytest.fixture(scope="session")

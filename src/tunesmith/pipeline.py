@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from tunesmith.errors import EXTRAS, MissingExtra, RecipeError, StoreError, TunesmithError
+from tunesmith.errors import EXTRAS, MissingExtra, RecipeError, StoreError, TrainingError, TunesmithError
 from tunesmith.events import (
     FanOut,
     JsonlSink,
@@ -48,6 +50,7 @@ class StageSpec:
     uses: tuple[str, ...] = ()
     packages: tuple[str, ...] = ()  # of the extras: looked for before the first stage starts
     stands_for: str | None = None  # a stage whose artifact later stages get this one's for, which is of the same kind
+    trains: bool = False  # runs on several ranks where there are several devices
 
     @property
     def module(self) -> str:
@@ -62,17 +65,26 @@ STAGES: tuple[StageSpec, ...] = (
     StageSpec("generate", 3, needs=("ingest",)),
     StageSpec("curate", 3, needs=("ingest",), uses=("generate",)),
     StageSpec("base_model", 1, packages=_MODELS),
-    StageSpec("pretrain", 1, needs=("base_model",), stands_for="base_model", packages=_MODELS),
-    StageSpec("tokenize", 1, needs=("curate", "base_model"), packages=_MODELS),
-    StageSpec("train", 1, needs=("tokenize", "base_model"), packages=_MODELS),
-    StageSpec("prefer", 1, needs=("train", "tokenize", "curate", "base_model"), packages=_MODELS),
+    StageSpec("pretrain", 1, needs=("base_model",), stands_for="base_model", packages=_MODELS, trains=True),
+    StageSpec("tokenize", 2, needs=("curate", "base_model"), packages=_MODELS),
+    StageSpec("train", 1, needs=("tokenize", "base_model"), packages=_MODELS, trains=True),
+    StageSpec("prefer", 2, needs=("train", "tokenize", "curate", "base_model"), packages=_MODELS),
     StageSpec(
-        "align",
+        "reward_model",
         1,
         needs=("train", "tokenize", "curate", "ingest", "base_model"),
         uses=("prefer",),
         packages=_MODELS,
+        trains=True,
+    ),
+    StageSpec(
+        "align",
+        2,
+        needs=("train", "tokenize", "curate", "ingest", "base_model"),
+        uses=("prefer", "reward_model"),
+        packages=_MODELS,
         stands_for="train",
+        trains=True,
     ),
     StageSpec("evaluate", 2, needs=("train", "curate", "base_model"), packages=_MODELS),
     StageSpec("export", 1, needs=("train", "curate", "base_model"), uses=("evaluate",), packages=_MODELS),
@@ -129,15 +141,43 @@ def execute(resolved: ResolvedRecipe, store: Store, events: EventSink, until: st
     """Run every stage that has no finished artifact yet; returns the run folder. until: stop after this stage, and leave
     out what it does not need.
 
-    Raises what a stage raises, after recording it. Calling again continues where it stopped.
+    Raises what a stage raises, after recording it. Calling again continues where it stopped. In a process that torchrun
+    started beside the first one: takes part in what the first one trains, and writes and tells nothing.
     """
+    if follows_another():
+        return _follow()
     stages = _stages_until(resolved.recipe, until)
     _check_packages(stages)
     check_trackers(resolved.recipe.runtime.report_to)
+    _check_files_and_machine(stages, resolved, store)
     store.create()
     run = open_run(store, resolved.recipe.name, digest_json(resolved.recipe.model_dump(mode="json")))
-    with store.lock_run(run):
+    with store.lock_run(run), _other_ranks(run):
         return _execute_run(run, stages, resolved, store, events)
+
+
+def follows_another() -> bool:
+    """Whether torchrun started this process, and another one as the first."""
+    return "MASTER_ADDR" in os.environ and int(os.environ.get("RANK", "0")) > 0
+
+
+def _follow() -> Run:
+    folder = importlib.import_module("tunesmith.stages.processes").follow()
+    if folder is None:
+        raise TrainingError("the run failed in the first process, which says why", where=f"rank {os.environ['RANK']}")
+    return Run(folder)
+
+
+@contextmanager
+def _other_ranks(run: Run) -> Generator[None]:
+    """Those that torchrun started, where it did, are let go at the end."""
+    whole = False
+    try:
+        yield
+        whole = True
+    finally:
+        if "MASTER_ADDR" in os.environ:
+            importlib.import_module("tunesmith.stages.processes").dismiss(run.path if whole else None)
 
 
 def _check_packages(stages: Sequence[tuple[StageSpec, Section]]) -> None:
@@ -145,6 +185,22 @@ def _check_packages(stages: Sequence[tuple[StageSpec, Section]]) -> None:
         for package in spec.packages:
             if importlib.util.find_spec(package) is None:
                 raise MissingExtra(package, EXTRAS[package], f"the stage `{spec.name}`")
+
+
+def _check_files_and_machine(
+    stages: Sequence[tuple[StageSpec, Section]], resolved: ResolvedRecipe, store: Store
+) -> None:
+    """What a late stage would refuse is refused before the first one. Only where the recipe asks for something that a
+    machine may lack is the machine looked at, since that takes torch, and finished stages ask for nothing."""
+    for _, section in stages:
+        for name in section.file_names():
+            _locate(name, resolved.folder)
+    recipe = resolved.recipe
+    if recipe.train.method == "qlora" or recipe.runtime.device not in ("auto", "cpu"):
+        wanted = {spec.name for spec, _ in stages}
+        planned = plan(resolved, store).stages
+        left = {stage.spec.name for stage in planned if stage.status != "cached" and stage.spec.name in wanted}
+        importlib.import_module("tunesmith.stages.foresight").check_machine(recipe, left)
 
 
 def _execute_run(
@@ -213,6 +269,8 @@ def _execute_stage(
             files = {name: _locate(name, resolved.folder) for name in section.file_names()}
             run_stage = importlib.import_module(spec.module).run
             context = Context(events=stage_sink, runtime=resolved.recipe.runtime, ledgers=store.root / "ledgers")
+            if spec.trains:
+                run_stage = importlib.import_module("tunesmith.stages.processes").on_all_ranks(spec.name, run_stage)
             outcome = run_stage(section, Inputs(dict(given), files), partial, context)
             seconds = time.monotonic() - started
             artifact = store.commit(identity, outcome, seconds)

@@ -31,6 +31,9 @@ PRETRAIN_RATES = {"lora": 2e-4, "full": 1e-4}
 ALIGN_RATES = {"adapter": 2e-5, "full": 1e-6}
 """What `align.learning_rate: auto` means: comparisons move a model that is nearly right, a tenth of what taught it."""
 
+REWARD_MODEL_RATES = {"adapter": 1e-4, "full": 1e-5, "head": 1e-3}
+"""What `reward_model.learning_rate: auto` means; 1e-5 is about that of Ouyang et al. 2022 (9e-6)."""
+
 
 @dataclass(frozen=True)
 class ResolvedRecipe:

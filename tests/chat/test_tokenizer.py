@@ -104,4 +104,4 @@ def test_text_that_is_no_unicode_or_uses_the_reserved_mark_is_a_data_error():
     with pytest.raises(DataError, match="half of a surrogate pair"):
         Written("x\ud83d")
     with pytest.raises(DataError, match="reserved"):
-        Written("\U0010fffdtunesmith control 0\U0010fffd")
+        Written("\U0010fffdtunesmith-control-0\U0010fffd")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -61,6 +62,20 @@ def test_a_llama_goes_out_in_two_files_and_comes_back(tmp_path: Path):
     before, after = (load_file(tmp_path / name / "model.safetensors") for name in ("hf", "back"))
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_what_a_name_stands_for_goes_out_as_llama_too(tmp_path: Path, model_dir: Path, monkeypatch: pytest.MonkeyPatch):
+    from tunesmith.model import catalog
+
+    asked: list[str] = []
+
+    def fetch(name: str, **_: object) -> object:
+        asked.append(name)
+        return SimpleNamespace(path=model_dir)
+
+    monkeypatch.setattr(catalog, "fetch_model", fetch)
+    assert "in 2 files" in weights("to-llama", "smollm2-135m", tmp_path / "7B", "--shards", 2)
+    assert asked == ["smollm2-135m"]
 
 
 def test_a_delta_is_made_and_applied(tmp_path: Path, model_dir: Path, tuned_dir: Path):

@@ -12,10 +12,10 @@ import torch
 from small_models import STOP_ID, TEMPLATE, build_model
 from tunesmith.chat.renderer import Renderer
 from tunesmith.errors import DataError, ModelError
-from tunesmith.inference.reward_model import open_reward_model, scored_token
+from tunesmith.inference.reward_model import open_reward_model
 from tunesmith.model.adapters import AdapterConfig, add_adapter, choose_targets, save_adapter, target_names
 from tunesmith.model.load import load_model
-from tunesmith.model.value_head import new_value_head, save_value_head
+from tunesmith.model.value_head import new_value_head, save_value_head, scored_token
 from tunesmith.protocols import Attempt
 from tunesmith.types import Message
 

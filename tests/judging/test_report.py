@@ -6,6 +6,7 @@ import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -191,35 +192,30 @@ def test_embedded_json_survives_half_a_surrogate() -> None:
 
 
 @pytest.mark.browser
-def test_in_a_browser_nothing_hostile_runs_and_filter_search_and_keys_work(hostile_page: str, tmp_path: Path) -> None:
-    sync_api = pytest.importorskip("playwright.sync_api")
-    chromium = Path("/usr/bin/chromium")
-    if not chromium.exists():
-        pytest.skip("no Chromium at /usr/bin/chromium")
+def test_in_a_browser_nothing_hostile_runs_and_filter_search_and_keys_work(
+    browser: Any, hostile_page: str, tmp_path: Path
+) -> None:
     (tmp_path / "report.html").write_text(hostile_page, encoding="utf-8")
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=str(chromium), args=["--no-sandbox", "--disable-gpu"])
-        page = browser.new_page()
-        events: list[str] = []
-        page.on("dialog", lambda dialog: (events.append("dialog"), dialog.dismiss()))
-        page.on("console", lambda message: events.append(message.text))
-        page.on("pageerror", lambda error: events.append(str(error)))
-        page.on("request", lambda request: events.append(request.url.split("/")[-1]))
-        page.goto((tmp_path / "report.html").as_uri())
-        assert page.locator(".sample").count() == len(HOSTILE)
-        assert HOSTILE[2] in page.locator(".answer.base pre").nth(2).inner_text()
-        page.select_option("#filter", label="base: cut off or no answer")
-        assert page.inner_text("#count") == f"1 of {len(HOSTILE)} rows"
-        page.select_option("#filter", label="All rows")
-        page.keyboard.press("Escape")
-        page.locator("body").click(position={"x": 2, "y": 2})
-        page.keyboard.press("j")
-        page.keyboard.press("j")
-        assert page.evaluate("document.activeElement.id") == "row-2"
-        page.keyboard.press("k")
-        assert page.evaluate("document.activeElement.id") == "row-1"
-        page.keyboard.press("/")
-        page.keyboard.type("NOWHERE to be found")
-        assert page.inner_text("#count") == f"0 of {len(HOSTILE)} rows"
-        browser.close()
+    page = browser.new_page()
+    events: list[str] = []
+    page.on("dialog", lambda dialog: (events.append("dialog"), dialog.dismiss()))
+    page.on("console", lambda message: events.append(message.text))
+    page.on("pageerror", lambda error: events.append(str(error)))
+    page.on("request", lambda request: events.append(request.url.split("/")[-1]))
+    page.goto((tmp_path / "report.html").as_uri())
+    assert page.locator(".sample").count() == len(HOSTILE)
+    assert HOSTILE[2] in page.locator(".answer.base pre").nth(2).inner_text()
+    page.select_option("#filter", label="base: cut off or no answer")
+    assert page.inner_text("#count") == f"1 of {len(HOSTILE)} rows"
+    page.select_option("#filter", label="All rows")
+    page.keyboard.press("Escape")
+    page.locator("body").click(position={"x": 2, "y": 2})
+    page.keyboard.press("j")
+    page.keyboard.press("j")
+    assert page.evaluate("document.activeElement.id") == "row-2"
+    page.keyboard.press("k")
+    assert page.evaluate("document.activeElement.id") == "row-1"
+    page.keyboard.press("/")
+    page.keyboard.type("NOWHERE to be found")
+    assert page.inner_text("#count") == f"0 of {len(HOSTILE)} rows"
     assert events == ["report.html"]

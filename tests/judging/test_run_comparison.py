@@ -13,7 +13,8 @@ from typer.testing import CliRunner
 
 from tunesmith.cli.main import app
 from tunesmith.errors import RecipeError, StoreError
-from tunesmith.judging.run_comparison import group_by_test_set, read_contestants, table_rows
+from tunesmith.judging.run_comparison import group_by_test_set, read_contestants
+from tunesmith.judging.run_table import table_rows
 from tunesmith.judging.scores import compute_scores
 from tunesmith.store import Identity, Run, Store, open_run
 from tunesmith.text.jsonl import write_records
@@ -185,6 +186,50 @@ def test_markdown_is_a_table_and_metrics_can_be_named(make_run: MakeRun, tmp_pat
     assert lines[5].startswith("| desk-001 | smollm2-135m | lora r=16 | 1.000 ± 0.000 | 100.0 ± 0.0 % |  | 461K")
 
 
+def test_the_table_fits_its_terminal_and_no_cell_is_cut(
+    make_run: MakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_run([1, 1, 1, 1, 1, 1, 1, 1, 0, 0])
+    make_run([1] * 9 + [0], method="full", trainable=134_515_008)
+    make_run([1] * 10, align="dpo")
+    runs = ("desk-001", "desk-002", "desk-003", "--root", tmp_path)
+    scores = ("--metric", "exact_match", "--metric", "loss", "--metric", "perplexity")
+
+    def printed(width: int, *more: object) -> list[str]:
+        monkeypatch.setenv("COLUMNS", str(width))
+        lines = tunesmith(*runs, *more).rstrip().split("\n")
+        assert max(map(len, lines)) <= width and not any("…" in line for line in lines)
+        return [" ".join(line.split()) for line in lines]
+
+    wide, narrow, tall = printed(120), printed(80), printed(80, *scores)
+    assert wide[-2] == "desk-002 smollm2-135m full 90.0 ± 10.0 % +70.0 ± 15.3 pts 135M (100.00%) 1.25"
+    assert narrow[0].endswith("· model smollm2-135m") and narrow[1:3] == [
+        "exact difference, h /",
+        "run trained match, % pts trainable epoch",
+    ]
+    assert narrow[-1] == "desk-003 lora r=16, then dpo 100.0 ± 0.0 +80.0 ± 13.3 461K 1.25"
+    assert tall[2:6] == ["desk-001 smollm2-135m base", "exact match 20.0 ± 13.3 %", "loss per token 1.800 ± 0.133",
+                         "perplexity 6.050 ± 0.807"]  # fmt: skip
+    assert tall[-6:-4] == ["exact match 100.0 ± 0.0 %", "loss per token 1.000 ± 0.000"]
+    assert len(printed(120, *scores)) == 7
+    assert printed(44)[3] == "exact match 20.0 ± 13.3 %"
+    monkeypatch.delenv("COLUMNS")
+    assert max(map(len, tunesmith(*runs, *scores).split("\n"))) > 120, "a file has any width"
+
+
+def test_hours_are_the_seconds_that_the_steps_took(make_run: MakeRun) -> None:
+    run = make_run([1] * 10)
+    trained = run.artifact("train")
+    assert trained is not None
+    lines = [
+        {"step": 1, "tokens_per_second": 400.0, "seconds": 3.0},
+        {"step": 2, "tokens_per_second": 100.0, "seconds": 1.0},
+    ]
+    trained.file("logs/metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    # 1,300 tokens in 4 seconds, and an epoch has 1.2 million
+    assert rows_of(run)[2][6] == f"{1_200_000 * 4 / 1300 / 3600:.2f}" == "1.03"
+
+
 def test_what_cannot_be_compared_is_said(make_run: MakeRun, tmp_path: Path) -> None:
     make_run([1] * 10)
     make_run([1] * 10, until="train")
@@ -195,6 +240,20 @@ def test_what_cannot_be_compared_is_said(make_run: MakeRun, tmp_path: Path) -> N
     assert error.value.hint == "did you mean 'exact_match'?"
     with pytest.raises(RecipeError, match="cannot both be printed"):
         tunesmith("desk-001", "--json", "--markdown", "--root", tmp_path)
+
+
+@pytest.mark.parametrize(
+    "text", [None, "{", "[1]", '{"tuned": {"exact_match": 3}}', '{"tuned": {"exact_match": {"n": 1}}}']
+)
+def test_scores_that_were_damaged_are_named_by_their_file(make_run: MakeRun, text: str | None) -> None:
+    run = make_run([1] * 10)
+    artifact = run.artifact("evaluate")
+    assert artifact is not None
+    path = artifact.file("scores.json")
+    path.unlink() if text is None else path.write_text(text)
+    with pytest.raises(StoreError, match="the scores of this evaluation cannot be read") as caught:
+        read_contestants(run)
+    assert str(path) in str(caught.value)
 
 
 def test_a_run_that_logged_no_speed_has_no_hours(make_run: MakeRun) -> None:

@@ -1,7 +1,11 @@
 """Saves a checkpoint over and over, each time in a process of its own that dies at another point, and looks at what is left.
 
 Every death is without any clean-up: SIGKILL just before a call that changes the file system (and around every fsync),
-SIGKILL after the n-th byte of the tensors, the kernel's own SIGXFSZ at the n-th byte of the state. Prints one JSON object.
+SIGKILL after the n-th byte of the tensors, the kernel's own SIGXFSZ at the n-th byte of the state. What is saved is the state of
+a real training: masters and both moments of a small model, of LoRA factors or of all its weights; what is found goes into a
+training begun anew. Prints one JSON object.
+
+    killed_checkpoint.py FOLDER lora|full
 """
 
 from __future__ import annotations
@@ -13,25 +17,57 @@ import shutil
 import signal
 import sys
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from tunesmith.model import checkpoint
+from tunesmith.model.adapters import AdapterConfig, add_adapter, choose_targets, target_names
 from tunesmith.model.checkpoint import Checkpoint, newest_checkpoint, save_checkpoint
+from tunesmith.training.weights import TrainableWeights
 
 NUM_POINTS = 100
 NUM_STATE_CUTS = 10
 _CALLS = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.scandir", "os.listdir", "shutil.rmtree")
 
 
+METHOD = sys.argv[2]
+
+
+def begin() -> tuple[Any, TrainableWeights]:
+    """A model of two blocks before its first step."""
+    torch.manual_seed(1)
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=64, **sizes)).to(torch.bfloat16)
+    if METHOD == "lora":
+        targets = choose_targets(model, ("all-linear",))
+        names = target_names(model, targets)
+        add_adapter(
+            model,
+            AdapterConfig(rank=4, alpha=8, dropout=0.0, targets=targets, target_names=names, base_model="small"),
+            1,
+        )
+    return model, TrainableWeights(model, learning_rate=1e-2, betas=(0.9, 0.99), weight_decay=0.01)
+
+
+@cache
 def build(step: int) -> Checkpoint:
-    generator = torch.Generator().manual_seed(step)
-    tensors = {name: torch.rand(4_000, generator=generator) for name in ("weights/w", "exp_avg/w", "exp_avg_sq/w")}
-    return Checkpoint(step, tensors, {"losses": [step / 7] * 200})
+    """What a training has after so many steps."""
+    model, weights = begin()
+    for number in range(step):
+        ids = torch.arange(12)[None] + number
+        model(input_ids=ids, labels=ids).loss.backward()
+        weights.step(1e-2)
+    state = {name: tensor.clone() for name, tensor in weights.state().items()}
+    kinds = {name.partition("/")[0] for name in state}
+    assert kinds == {"weights", "exp_avg", "exp_avg_sq", "step"} and any("lora_A" in name for name in state) == (
+        METHOD == "lora"
+    )
+    return Checkpoint(step, state, {"losses": [step / 7] * 200})
 
 
 def call_watcher(on_call: Callable[[str, str], None]) -> None:
@@ -110,6 +146,10 @@ def look(folder: Path) -> int:
     expected = build(found.step)
     assert found.state == expected.state and found.tensors.keys() == expected.tensors.keys()
     assert all(torch.equal(found.tensors[name], tensor) for name, tensor in expected.tensors.items())
+    _, weights = begin()
+    weights.restore(found.tensors)
+    again = weights.state()
+    assert all(torch.equal(again[name], tensor) for name, tensor in expected.tensors.items())
     save_checkpoint(folder, build(3), keep=1)
     assert [path.name for path in folder.iterdir() if not path.name.startswith(".")] == ["step-000003"]
     assert newest_checkpoint(folder)[0].step == 3  # type: ignore[union-attr]
@@ -125,6 +165,8 @@ def main(place: Path) -> None:
         save_checkpoint(folder, build(1), keep=1)
         return folder
 
+    for step in (1, 2, 3):
+        build(step)  # before the first fork: children share them
     fresh()
     assert in_child(lambda: save_and_die_at_call(folder, None)) == 0
     sizes = {path.name: path.stat().st_size for path in (folder / "step-000002").iterdir()}

@@ -95,11 +95,19 @@ def test_a_disk_that_refuses_is_said_and_earlier_checkpoints_stay(
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork and SIGXFSZ")
 @pytest.mark.slow
-def test_a_kill_at_any_of_a_hundred_points_leaves_the_previous_checkpoint_or_the_new_one(tmp_path: Path) -> None:
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_a_kill_at_any_of_a_hundred_points_leaves_the_previous_checkpoint_or_the_new_one(
+    tmp_path: Path, method: str
+) -> None:
+    """Weights and optimiser state of a training, taken up by a training that is begun anew."""
     program = Path(__file__).with_name("killed_checkpoint.py")
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [sys.executable, str(program), str(tmp_path)], capture_output=True, text=True, timeout=120, env=environment
+        [sys.executable, str(program), str(tmp_path), method],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=environment,
     )
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)

@@ -105,6 +105,18 @@ def test_a_header_with_impossible_numbers_is_refused(tmp_path, place):
         read_gguf_metadata(gguf)
 
 
+@pytest.mark.parametrize("damaged", ["a key", "a token"])
+def test_a_flipped_letter_that_only_transformers_notices_is_an_error_of_the_file(tmp_path, damaged):
+    gguf = make_gguf(tmp_path)
+    data = bytearray(gguf.read_bytes())
+    place = data.index(b"llama.embedding_length") if damaged == "a key" else data.index("naïve".encode()[:3])
+    data[place + 3] = 0xFF if damaged == "a token" else ord("X")  # a token is then no UTF-8
+    gguf.write_bytes(data)
+    (tmp_path / "out").mkdir()
+    with pytest.raises(ModelError, match="transformers cannot read this GGUF file"):
+        convert_gguf(gguf, tmp_path / "out")
+
+
 def test_a_file_of_another_kind_is_refused(tmp_path):
     (tmp_path / "a.gguf").write_bytes(b"PK\x03\x04 a zip file")
     with pytest.raises(ModelError, match="this is not a GGUF file"):

@@ -12,7 +12,9 @@ import torch
 from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from small_models import build_model
 from tunesmith.errors import MissingExtra, ModelError, RecipeError
+from tunesmith.events import Note
 from tunesmith.model import llama_original, llama_tokenizer
 from tunesmith.model.llama_original import read_original, write_original
 from tunesmith.model.load import load_model
@@ -284,17 +286,51 @@ def test_an_unknown_tensor_is_refused_in_both_directions(tmp_path: Path, sp_mode
         write_original(biased, tmp_path / "x", num_shards=1, events=sink)
 
 
-def test_heads_that_cannot_be_shared_and_other_numbers_of_shards_are_refused(tmp_path: Path, sink):
+def test_a_number_of_shards_that_does_not_divide_the_model_is_refused_with_those_that_do(tmp_path: Path, sink):
     start = hf_model(tmp_path / "hf", num_key_value_heads=2)
-    with pytest.raises(ModelError, match="2 key-value heads cannot be shared by 4 ranks"):
+    with pytest.raises(ModelError, match="2 key-value heads cannot be shared by 4 ranks") as caught:
         write_original(start, tmp_path / "x", num_shards=4, events=sink)
-    with pytest.raises(RecipeError, match="expected 1, 2, 4, 8 shards, found 3"):
-        write_original(start, tmp_path / "x", num_shards=3, events=sink)
+    assert caught.value.hint == "this model can be cut into 1, 2"
+    with pytest.raises(RecipeError, match="expected at least 1 shard, found 0"):
+        write_original(start, tmp_path / "x", num_shards=0, events=sink)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine").write_text("mine")
     with pytest.raises(RecipeError, match="something here already"):
         write_original(start, tmp_path / "full", num_shards=1, events=sink)
     assert [path.name for path in (tmp_path / "full").iterdir()] == ["mine"]
+
+
+def test_a_model_without_tokenizer_model_comes_back_from_three_files_with_its_own_tokenizer(tmp_path: Path, sink):
+    start = build_model(
+        tmp_path / "hf",
+        hidden_size=96,
+        intermediate_size=192,
+        vocab_size=402,
+        num_attention_heads=6,
+        num_key_value_heads=3,
+    )
+    write_original(start, tmp_path / "o", num_shards=3, events=sink)
+    assert sorted(path.suffix for path in (tmp_path / "o").glob("consolidated*")) == [".pth"] * 3
+    said = [event.message for event in sink.events if isinstance(event, Note)]
+    assert said == [
+        "the model has no tokenizer.model, and the original code reads no other tokenizer: its tokenizer.json lies beside "
+        "the weights, for `tunesmith weights from-llama`"
+    ]
+    done = read_original(tmp_path / "o", tmp_path / "again", context_length=512, tokenizer=None, events=sink)
+    assert (done.num_shards, done.tied) == (3, True)
+    same_tensors(start, tmp_path / "again")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        assert (tmp_path / "again" / name).read_bytes() == (start / name).read_bytes()
+    config = json.loads((tmp_path / "again" / "config.json").read_bytes())
+    assert (config["bos_token_id"], config["eos_token_id"]) == (1, 2)
+
+
+def test_a_tokenizer_json_that_names_no_end_of_text_is_refused(tmp_path: Path, sink):
+    write_original(build_model(tmp_path / "hf"), tmp_path / "o", num_shards=1, events=sink)
+    (tmp_path / "o" / "tokenizer_config.json").write_text('{"bos_token": "<|im_start|>"}')
+    with pytest.raises(ModelError, match="no token is named for the end of a text"):
+        read_original(tmp_path / "o", tmp_path / "again", context_length=512, tokenizer=None, events=sink)
+    assert not (tmp_path / "again").exists()
 
 
 def test_the_tokenizer_json_gives_the_ids_of_sentencepiece(tmp_path: Path, sp_model: Path, sink):

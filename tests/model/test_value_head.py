@@ -8,8 +8,17 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from small_models import build_model
 from tunesmith.errors import ModelError
-from tunesmith.model.value_head import VALUE_HEAD, ValueHead, load_value_head, new_value_head, save_value_head
+from tunesmith.model.folder import inspect_folder, weight_files
+from tunesmith.model.value_head import (
+    VALUE_HEAD,
+    ValueHead,
+    attached,
+    load_value_head,
+    new_value_head,
+    save_value_head,
+)
 
 
 def test_a_head_comes_back_bit_by_bit_from_a_file_whose_bytes_depend_on_it_alone(tmp_path: Path) -> None:
@@ -54,3 +63,19 @@ def test_a_missing_damaged_or_foreign_head_is_an_error_that_says_so(tmp_path: Pa
     (tmp_path / VALUE_HEAD).write_bytes(data[:-5])
     with pytest.raises(ModelError, match="damaged"):
         load_value_head(tmp_path, 8)
+
+
+def test_a_head_beside_a_model_is_no_weight_of_it(tmp_path: Path) -> None:
+    folder = build_model(tmp_path / "model")
+    before = inspect_folder(folder)
+    save_value_head(folder, new_value_head(64, rng_seed=3))
+    assert inspect_folder(folder) == before
+    assert [file.name for file in weight_files(folder)] == ["model.safetensors"]
+
+
+def test_an_attached_head_is_trained_with_the_model_and_gone_afterwards() -> None:
+    model, head = torch.nn.Linear(2, 2), ValueHead(2)
+    with pytest.raises(KeyError), attached(model, head):
+        assert {name for name, _ in model.named_parameters()} >= {"value_head.weight", "value_head.bias"}
+        raise KeyError
+    assert {name for name, _ in model.named_parameters()} == {"weight", "bias"}

@@ -268,7 +268,7 @@ def test_max_samples_draws_rows_by_seed_and_keeps_their_order(inputs: Inputs, tm
 
 def test_another_chat_template_than_the_trained_one_is_refused(inputs: Inputs, tmp_path: Path, quick) -> None:
     inputs["train"].file("chat_template.jinja").write_text(load_template("chatml") + "{# changed #}", encoding="utf-8")
-    with pytest.raises(TemplateMismatch):
+    with pytest.raises(TemplateMismatch, match=r"the chat template is \w{12}, the model was trained with \w{12}"):
         run(inputs, tmp_path / "out", quick)
 
 

@@ -199,12 +199,12 @@ def test_a_finished_file_is_not_made_again(inputs, out_dir, ctx, monkeypatch):
     export.run(ONE, inputs, out_dir, ctx)
     before = {name: (out_dir / name).stat().st_mtime_ns for name in final_files(out_dir) if name.endswith("gguf")}
     monkeypatch.setattr(export, "write_gguf", lambda *_, **__: pytest.fail("written again"))
-    monkeypatch.setattr(export, "save_merged", lambda *_, **__: pytest.fail("merged again"))
+    monkeypatch.setattr(export, "save_whole", lambda *_, **__: pytest.fail("merged again"))
     export.run(ONE, inputs, out_dir, ctx)
     assert before == {name: (out_dir / name).stat().st_mtime_ns for name in before}
 
 
-STEPS = ["save_merged", "check_cast", "write_gguf", "check_read_back", "check_tokens", "check_answers"]
+STEPS = ["save_whole", "check_cast", "write_gguf", "check_read_back", "check_tokens", "check_answers"]
 
 
 @pytest.mark.parametrize("step", STEPS)
@@ -221,7 +221,7 @@ def test_a_step_that_fails_leaves_nothing_unchecked_under_its_final_name(inputs,
     assert not [
         name for name in left if name.endswith((".gguf", ".md", ".json")) and not name.startswith("safetensors/")
     ]
-    assert bool(left) == (step not in ("save_merged", "check_cast"))  # the folder had passed its own checks
+    assert bool(left) == (step not in ("save_whole", "check_cast"))  # the folder had passed its own checks
     assert len(export.run(ONE, inputs, out_dir, ctx).facts["files"]) == 2
 
 

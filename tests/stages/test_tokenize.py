@@ -16,6 +16,7 @@ from tunesmith.recipe import Tokenize
 from tunesmith.stages import tokenize
 from tunesmith.stages.tokenize import TokenizedRow, load_sample
 from tunesmith.text.jsonl import read_records, write_records
+from tunesmith.training.batches import load_samples
 from tunesmith.types import Artifact, Conversation, Excluded, Inputs, Manifest, Message, Outcome, Task
 
 
@@ -260,6 +261,18 @@ def test_weights_and_conditions_of_sources_reach_tokens_and_samples(tmp_path, mo
         for start, end in zip([0, *ends], ends, strict=False)
     ]
     assert per_sample == [{1.0}, {0.1}, {1.0}]
+
+
+def test_rows_of_a_class_of_weight_0_are_dropped_and_counted(tmp_path, model_dir, monkeypatch, ctx, sink):
+    rows = [classed("ab", "cd", 1.0, "GPT4"), classed("ef", "ghi", 0.0, "GPT3"), conversation("jk", "l")]
+    inputs = make_inputs(tmp_path, model_dir, monkeypatch, rows)
+    outcome = tokenize.run(Tokenize(), inputs, tmp_path, ctx)
+    assert (outcome.counts["rows"], outcome.counts["samples"], outcome.counts["dropped_weightless"]) == (3, 2, 1)
+    ids = [json.loads(line)["id"] for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    assert ids == [rows[0].id, rows[2].id]
+    (dropped,) = [json.loads(line) for line in (tmp_path / "dropped.jsonl").read_text().splitlines()]
+    assert (dropped["reason"], dropped["detail"]) == ("weightless", "its source class 'GPT3' has weight 0")
+    assert len(load_samples(tmp_path / "samples.safetensors", ids).lengths) == 2
 
 
 def test_samples_without_weights_are_stored_without_them(tmp_path, inputs, ctx):

@@ -125,12 +125,53 @@ def test_a_line_that_is_none_of_ours_is_passed_over(run: Run) -> None:
     assert follower.stages["train"].metrics["loss"].steps == [1]
 
 
-def test_a_stage_another_run_did_shows_its_curves_without_times(tmp_path: Path) -> None:
+def test_a_line_with_other_fields_than_ours_ends_no_watching(run: Run) -> None:
+    lines = [
+        {"type": "stage_finished", "stage": "train"},
+        {"type": "progress", "stage": "train", "task": "train", "done": "many", "total": [1]},
+        {"type": "progress", "stage": "train", "task": "train", "done": 1, "total": "all"},
+        {"type": "metric", "stage": "train", "step": None, "values": {"loss": 1}},
+        {"type": "metric", "stage": "train", "step": 1, "values": ["loss"]},
+        {"type": "metric", "stage": "train", "step": 1},
+        {"type": "note"},
+        {"type": "run_started", "stages": 7},
+        {"type": ["metric"], "stage": {"a": 1}},
+    ]
+    with run.events_path.open("ab") as stream:
+        for line in lines:
+            stream.write(json.dumps({"time": START, **line}).encode() + b"\n")
+        stream.write(
+            b'{"type": "metric", "time": 1, "stage": "train", "step": 1, "values": {"loss": 1e999}}\n\xff\xfe\n'
+        )
+    append(run, steps([1], START))
+    follower = RunFollower(run)
+    follower.update()
+    assert follower.stages["train"].metrics["loss"].values == [4.0]
+    json.dumps(follower.as_json(100), allow_nan=False)
+
+
+def test_a_longer_run_that_took_the_place_of_a_deleted_one_is_read_from_its_beginning(run: Run) -> None:
+    append(run, steps([1], START))
+    follower = RunFollower(run)
+    follower.update()
+    run.events_path.rename(run.events_path.with_name("old.jsonl"))
+    assert not follower.update(), "deleted: what was read stays"
+    append(run, [*beginning(run), *steps(range(3, 9), START)])
+    assert follower.update() and follower.stages["train"].metrics["loss"].steps == [3, 4, 5, 6, 7, 8]
+
+
+@pytest.mark.parametrize("timed", [True, False])
+def test_a_stage_another_run_did_shows_its_curves_by_the_time_its_steps_took(tmp_path: Path, timed: bool) -> None:
     run = new_run(tmp_path)
     store, identity = Store(tmp_path), Identity("train", 1, {}, {})
     folder = store.partial_dir(identity)
     (folder / "logs").mkdir(parents=True)
-    rows = [{"step": number, "loss": 1 / number, "peak_memory_bytes": 10**9} for number in (1, 2)]
+    again = (1, 2, 3, 2, 3)  # the last two after a kill
+    rows: list[dict[str, float]] = [
+        {"step": number, "loss": 1 / number, "peak_memory_bytes": 10**9} for number in again
+    ]
+    for row in rows:
+        row |= {"seconds": 2.5} if timed else {}
     (folder / "logs" / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     run.link("train", store.commit(identity, Outcome("checkpoint", {}, {}), 1.0))
     append(run, beginning(run)[:2])
@@ -138,7 +179,8 @@ def test_a_stage_another_run_did_shows_its_curves_without_times(tmp_path: Path) 
     follower = RunFollower(run)
     follower.update()
     metrics = follower.stages["train"].metrics
-    assert list(metrics) == ["loss"] and metrics["loss"].steps == [1, 2] and metrics["loss"].seconds == [None, None]
+    assert list(metrics) == ["loss"] and metrics["loss"].steps == [1, 2, 3]
+    assert metrics["loss"].seconds == ([2.5, 5.0, 7.5] if timed else [None] * 3)
 
 
 def test_a_run_that_was_begun_anew_is_read_anew(run: Run) -> None:

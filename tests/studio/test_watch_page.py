@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
+import inspect
 import re
 import threading
-from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 import pytest
 import uvicorn
 from made_runs import START, append, beginning, new_run, steps, warning
+from starlette.routing import Route
 from starlette.testclient import TestClient
 from typer.testing import CliRunner
 
@@ -23,8 +23,6 @@ from tunesmith.studio.curves import RunFollower
 from tunesmith.studio.watch_page import watch_page
 from tunesmith.studio.watch_server import create_app, serve_page
 
-CHROMIUM = Path(os.environ.get("TUNESMITH_CHROMIUM", "/usr/bin/chromium"))
-SWITCHES = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
 HOSTILE = [
     "</script><script>window.hit=1</script>",
     "<img src=x onerror=window.hit=1>",
@@ -115,6 +113,14 @@ def test_the_server_answers_this_machine_only_and_forbids_frames(runs: list[Run]
     assert client.post("/").status_code == 405
 
 
+def test_runs_are_read_by_one_thread_alone(runs: list[Run]) -> None:
+    """An answer made in another one would read runs while they change."""
+    app = create_app([RunFollower(run) for run in runs])
+    assert [inspect.iscoroutinefunction(route.endpoint) for route in app.routes if isinstance(route, Route)] == [
+        True
+    ] * 2
+
+
 class Live:
     """The server in a thread."""
 
@@ -138,17 +144,6 @@ class Live:
     def __exit__(self, *_: object) -> None:
         self.server.should_exit = True
         self.thread.join(10)
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    if not CHROMIUM.exists():
-        pytest.skip(f"no Chromium at {CHROMIUM} (set TUNESMITH_CHROMIUM)")
-    api = pytest.importorskip("playwright.sync_api")
-    with api.sync_playwright() as playwright:
-        made = playwright.chromium.launch(executable_path=str(CHROMIUM), args=SWITCHES)
-        yield made
-        made.close()
 
 
 def open_page(browser: Any, url: str, **options: Any) -> tuple[Any, list[str]]:

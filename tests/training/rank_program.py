@@ -5,27 +5,46 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
 
 from tunesmith.events import CallbackSink
+from tunesmith.model.adapters import AdapterConfig, add_adapter, choose_targets, target_names
 from tunesmith.model.load import load_model
-from tunesmith.recipe import Train
+from tunesmith.recipe import Runtime, Train
+from tunesmith.stages.train import pace_of
 from tunesmith.training.batches import Samples
 from tunesmith.training.loop import train
 from tunesmith.training.losses import CrossEntropy
-from tunesmith.training.step import Pace
+
+PACE = {"micro_batch_size": 1, "checkpoint_every_steps": 2, "cache_activations": False}
 
 
-def main(spec: dict[str, object], rank: int, size: int) -> None:
+def make_trainable(model: Any, method: str) -> None:
+    if method == "full":
+        model.requires_grad_(True)
+        return
+    targets = choose_targets(model, ("all-linear",))
+    names = target_names(model, targets)
+    config = AdapterConfig(4, 8.0, 0.0, targets, names, "tiny", use_dora=method == "dora")
+    add_adapter(model, config, rng_seed=11)
+    generator = torch.Generator().manual_seed(12)
+    for name, parameter in model.named_parameters():
+        if name.endswith("lora_B"):
+            parameter.data.normal_(0, 0.05, generator=generator)
+
+
+def main(spec: dict[str, Any], rank: int, size: int) -> None:
     torch.set_num_threads(1)
     if size > 1:
         store = dist.FileStore(str(spec["store"]), size)
         dist.init_process_group("gloo", store=store, rank=rank, world_size=size)
-    model = load_model(Path(str(spec["model"])), device="cpu", dtype=torch.float32)
-    model.requires_grad_(True)
+    dtype = getattr(torch, str(spec.get("dtype", "float32")))
+    model = load_model(Path(str(spec["model"])), device="cpu", dtype=dtype)
+    make_trainable(model, str(spec.get("method", "full")))
     lengths = np.array(spec["lengths"], dtype=np.int64)
     rng = np.random.default_rng(3)
     samples = Samples(
@@ -34,19 +53,23 @@ def main(spec: dict[str, object], rank: int, size: int) -> None:
         lengths=lengths,
         ids=tuple(f"row-{n}" for n in range(len(lengths))),
     )
-    out = Path(str(spec["out"]))
+    out, section, notes = Path(str(spec["out"])), dict(spec.get("section") or {}), list[str]()
     trained = train(
         model,
         samples,
-        Train(method="full", global_batch_size=4, num_epochs=2, max_steps=spec.get("max_steps")),  # type: ignore[arg-type]
+        Train.model_validate(
+            {"global_batch_size": 3, "num_epochs": 2, "max_steps": spec.get("max_steps"), **section, "method": "full"}
+        ),
         learning_rate=1e-2,
         pack_length=40,
-        pace=Pace(1, 2, 2, 1, False, True),
+        pace=pace_of(Runtime.model_validate({**PACE, "gradient_checkpointing": bool(spec.get("recompute"))})),
         checkpoint_dir=out / "checkpoints",
         metrics_path=out / f"metrics-{rank}.jsonl",
-        events=CallbackSink(lambda event: None),
+        events=CallbackSink(lambda event: notes.append(getattr(event, "message", ""))),
         loss=CrossEntropy(),
+        spread_over=torch.device("cpu") if spec.get("spread") and size > 1 else None,
     )
+    (out / f"notes-{rank}.txt").write_text("\n".join(notes))
     torch.save({name: weight.detach() for name, weight in trained.weights.items()}, out / f"weights-{size}-{rank}.pt")
     (out / f"losses-{size}-{rank}.json").write_text(json.dumps([line.loss for line in trained.losses]))
     if size > 1:
@@ -54,4 +77,6 @@ def main(spec: dict[str, object], rank: int, size: int) -> None:
 
 
 if __name__ == "__main__":
-    main(json.loads(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
+    given = json.loads(sys.argv[1])
+    for number, each in enumerate(given if isinstance(given, list) else [given]):
+        main({**each, "store": f"{each['store']}-{number}"}, int(sys.argv[2]), int(sys.argv[3]))

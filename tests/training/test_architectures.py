@@ -19,6 +19,7 @@ from tunesmith.model.cache import cache_dir
 from tunesmith.model.load import load_model
 from tunesmith.training.attention import Bias, Segment, attend
 from tunesmith.training.batches import Batch, Samples, build_batch
+from tunesmith.training.forward import supervised_hidden
 from tunesmith.training.prefixes import Layout, lay_as_trie, lay_end_to_end
 from tunesmith.training.probing import draws_dropout, hidden_states, output_head, probe_model, varlen_forward
 
@@ -112,8 +113,8 @@ def packed_loss(model: Any, samples: Samples, *, share_prefixes: bool) -> torch.
 
 def loss_inside(model: Any, samples: Samples, *, share_prefixes: bool) -> torch.Tensor:
     batch = build_batch(samples, range(len(samples.lengths)), CPU, share_prefixes=share_prefixes)
-    hidden = hidden_states(model, batch)
-    return output_head(model).negative_log_likelihood(hidden[batch.rows], batch.targets) / len(batch.targets)
+    hidden = supervised_hidden(model, batch, trim=True)
+    return output_head(model).negative_log_likelihood(hidden, batch.targets) / len(batch.targets)
 
 
 def gradients(model: Any, loss: torch.Tensor) -> dict[str, torch.Tensor]:

@@ -36,6 +36,9 @@ _PACE: dict[str, Any] = {
     "log_every_steps": 1,
     "gradient_checkpointing": False,
     "share_prefixes": False,
+    "trim_last_block": True,
+    "cache_activations": True,
+    "compile_blocks": False,
 }
 
 

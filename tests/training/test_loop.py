@@ -45,6 +45,9 @@ def start(tiny_dir: Path, tmp_path: Path, make_samples: Any, with_adapter: Any, 
             "log_every_steps": 1,
             "gradient_checkpointing": False,
             "share_prefixes": True,
+            "trim_last_block": True,
+            "cache_activations": True,
+            "compile_blocks": False,
         }
         return train(
             model,
@@ -166,6 +169,9 @@ def test_a_run_tells_its_steps_speed_and_end(start: Any, sink: Any, tmp_path: Pa
     assert {"learning_rate", "grad_norm", "tokens_per_second"} <= metrics[0].values.keys()
     lines = (tmp_path / "told/logs/metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
+    spent = [(each["seconds"], each["seconds"] * each["tokens_per_second"]) for each in map(json.loads, lines)]
+    seconds, tokens = (sum(column) for column in zip(*spent, strict=True))
+    assert tokens / seconds == pytest.approx(trained.tokens_per_second, rel=0.02)
 
 
 def test_a_loss_that_is_not_finite_stops_at_once_and_names_rows_and_layer(start: Any, tmp_path: Path) -> None:
@@ -229,3 +235,11 @@ def test_dropout_turns_sharing_off(start: Any, make_samples: Any, sink: Any) -> 
     section = {"lora_dropout": 0.1, "max_steps": 1}
     start("dropout", section=section, samples=under_one_prompt(make_samples))
     assert not [event for event in sink.events if isinstance(event, Note) and "share" in event.message]
+
+
+def test_a_trained_model_has_its_gradients_to_itself(start: Callable[..., Trained]) -> None:
+    models: list[Any] = []
+    start("run", section={"method": "full", "max_steps": 1}, dtype=torch.bfloat16, change=models.append)
+    models[0](input_ids=torch.tensor([[5, 6, 7]])).logits.float().sum().backward()
+    without = [name for name, p in models[0].named_parameters() if p.requires_grad and p.grad is None]
+    assert without == []

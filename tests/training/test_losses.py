@@ -11,8 +11,9 @@ import torch
 
 from tunesmith.errors import RecipeError
 from tunesmith.training.batches import Samples, build_batch
+from tunesmith.training.forward import supervised_hidden
 from tunesmith.training.losses import LOSSES, CrossEntropy
-from tunesmith.training.probing import hidden_states, output_head, varlen_forward
+from tunesmith.training.probing import output_head, varlen_forward
 
 CPU = torch.device("cpu")
 
@@ -35,7 +36,7 @@ def plain_training_loss(model: Any, samples: Samples) -> torch.Tensor:
 def packed_training_loss(model: Any, samples: Samples) -> torch.Tensor:
     batch = build_batch(samples, range(len(samples.lengths)), CPU, share_prefixes=False)
     with varlen_forward(model):
-        hidden = hidden_states(model, batch)
+        hidden = supervised_hidden(model, batch, trim=True)
         summed, _ = CrossEntropy()(output_head(model), hidden, batch)
         return summed / CrossEntropy().units(samples, range(len(samples.lengths)))
 

@@ -16,16 +16,17 @@ from tunesmith.errors import DataError
 from tunesmith.events import CallbackSink
 from tunesmith.recipe.align import Align
 from tunesmith.training.batches import Samples, build_batch
+from tunesmith.training.forward import supervised_hidden
 from tunesmith.training.loop import train
 from tunesmith.training.losses import LOSSES
 from tunesmith.training.pairs import labelled_samples, pair_rows, pair_samples, with_reference
 from tunesmith.training.preference_losses import Kto
-from tunesmith.training.probing import hidden_states, output_head, varlen_forward
+from tunesmith.training.probing import output_head, varlen_forward
 from tunesmith.training.reference import reference_log_probs
 from tunesmith.training.step import Pace, Stepper
 
 CPU = torch.device("cpu")
-PACE = Pace(1, None, 1, 1, False, True)
+PACE = Pace(1, None, 1, 1, False, True, True, True, False)
 
 
 def answer(prompt: list[int], reply: list[int]) -> RenderedArrays:
@@ -90,7 +91,7 @@ def test_a_packed_loss_and_its_gradients_equal_a_plain_loop(
     tiny_model.zero_grad()
     with varlen_forward(tiny_model):
         batch = build_batch(referenced, range(10), CPU, share_prefixes=share_prefixes)
-        summed, measured = loss(output_head(tiny_model), hidden_states(tiny_model, batch), batch)
+        summed, measured = loss(output_head(tiny_model), supervised_hidden(tiny_model, batch, trim=True), batch)
         found = summed / loss.units(referenced, range(10))
         found.backward()
     assert found.item() == pytest.approx(plain.item(), rel=1e-5)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ LENGTHS = [30, 12, 25, 38, 8, 33, 21, 17, 39, 5, 11, 40, 7]
 
 def run_ranks(tiny_dir: Path, folder: Path, size: int, **spec: Any) -> list[float]:
     folder.mkdir(exist_ok=True)
-    (folder / "store").unlink(missing_ok=True)
+    (folder / "store-0").unlink(missing_ok=True)
     spec = {"model": str(tiny_dir), "out": str(folder), "store": str(folder / "store"), "lengths": LENGTHS, **spec}
     program = [sys.executable, str(Path(__file__).parent / "rank_program.py"), json.dumps(spec)]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -69,6 +71,24 @@ def test_packs_are_shared_by_what_they_cost() -> None:
     costs = [sum((1 + lengths[i] / 4096) * lengths[i] for pack in share for i in pack) for share in shares]
     assert max(costs) / min(costs) < 1.35
     assert Ranks().share(packs, lengths) == packs
+
+
+def test_work_is_shared_out_by_key_and_every_rank_gets_all_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prompts that are alike stay together: their answers are numbered on."""
+    keys = ["a", "b", "a", "c", "d", "c"]
+    done: list[dict[int, str]] = []
+    asked: list[list[int]] = []
+
+    def work(indices: Sequence[int]) -> list[str]:
+        asked.append(list(indices))
+        return [keys[index].upper() for index in indices]
+
+    monkeypatch.setattr(Ranks, "gather", lambda self, value: done.append(value) or [*done, value])
+    for rank in range(2):
+        with contextlib.suppress(KeyError):  # the first one has not heard of the second
+            assert Ranks(rank, 2).share_out(keys, work) == ["A", "B", "A", "C", "D", "C"]
+    assert asked == [[0, 2, 3, 5], [1, 4]]
+    assert Ranks().share_out(keys, work) == ["A", "B", "A", "C", "D", "C"]
 
 
 @pytest.mark.real

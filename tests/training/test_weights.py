@@ -98,3 +98,21 @@ def test_a_checkpoint_of_other_weights_is_refused() -> None:
 def test_nothing_trainable_is_an_error() -> None:
     with pytest.raises(TrainingError, match="no weight"):
         build(linear(torch.float32).requires_grad_(False))
+
+
+def test_closed_weights_leave_gradients_to_the_parameters_and_to_the_next_training() -> None:
+    model = linear(torch.bfloat16)
+    with build(model) as first:
+        take_step(model, first, 1e-2)
+        kept = first.masters["weight"].clone()
+    model(torch.ones(1, 4, dtype=torch.bfloat16)).sum().backward()
+    assert model.weight.grad is not None and model.weight.grad[0, 0].item() == 1.0
+    model.zero_grad()
+    second = build(model)  # a later stage or phase of training on the same model
+    model(torch.ones(1, 4, dtype=torch.bfloat16)).sum().backward()
+    gradient = second.masters["weight"].grad
+    assert gradient is not None and gradient[0, 0].item() == 1.0
+    assert first.masters["weight"].grad is None and torch.equal(first.masters["weight"], kept)
+    second.close()
+    second.close()
+    assert second.masters["weight"].grad is None

@@ -10,19 +10,22 @@ of its own. Knows nothing of messages, roles or templates.
 
 from __future__ import annotations
 
-import json
 import re
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import orjson
 from numpy.typing import NDArray
 from tokenizers import AddedToken, Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
+from tunesmith.chat.byte_spans import byte_lengths, spans
+from tunesmith.chat.word_memory import remember
 from tunesmith.errors import DataError, ModelError
 
 # Between what a generation prompt ends in and what an answer starts with: cutting there must change nothing.
@@ -32,7 +35,7 @@ _BOUNDARIES = (
     ("Response:\n", '{"a": 1}'),
     ("]", " It"),
 )
-_MARK = "\U0010fffdtunesmith "  # private-use characters: no text has them unless somebody tries
+_MARK = "\U0010fffdtunesmith-"  # private-use characters: no text has them unless somebody tries
 _HALF_CHARACTER = re.compile("[\ud800-\udfff]")
 
 
@@ -104,15 +107,17 @@ class TextEncoder:
         self.control_ids = frozenset(index for index, _ in self._control.values())
         self._control_id_array = np.array(sorted(self.control_ids), dtype=np.int32)
         self._pattern = control_pattern(self._control)
-        self._copy = _plain_copy(tokenizer, set(self._control))
+        self._copy, description = _plain_copy(tokenizer, set(self._control))
         self._first_stand_in = _fill_holes(self._copy)
-        self._alias = {text: _stand_in(f"control {number}") for number, text in enumerate(self._control)}
+        self._alias = {text: _stand_in(f"control-{number}") for number, text in enumerate(self._control)}
         for text, (_, token) in self._control.items():
             # The same rules as the real one, so that the text around it is split and trimmed the same way.
             self._add(self._alias[text], token)
         self._real_ids = np.array([index for index, _ in self._control.values()], dtype=np.int32)
         self._cut = _stand_in("cut")
         self._cut_id = self._add(self._cut, AddedToken(self._cut, normalized=False))
+        self._byte_lengths = byte_lengths(self._copy, description)
+        self._memory = remember(self._copy, description) if self._byte_lengths is not None else None
         # Some tokenizers put a space before whatever follows an added token; those get a cut only where they need it.
         self.cuts_are_clean = all(
             self._ids(left + right) == self._ids(left + self._cut + right) for left, right in _BOUNDARIES
@@ -159,17 +164,32 @@ class TextEncoder:
 
     def _encode(self, batch: Sequence[tuple[Written, Sequence[int]]]) -> list[Encoded]:
         aliased = [_Aliased(written, self._stand_ins(written, cuts)) for written, cuts in batch]
-        results = self._copy.encode_batch([one.text for one in aliased], add_special_tokens=False)
         encoded: list[Encoded] = []
-        for one, result in zip(aliased, results, strict=True):
-            input_ids = np.array(result.ids, dtype=np.int32)
-            places = np.array(result.offsets, dtype=np.int64).reshape(-1, 2)
-            kept = input_ids != self._cut_id
-            input_ids, places = input_ids[kept], one.original(places[kept])
+        for one, found in zip(aliased, self._tokens([one.text for one in aliased]), strict=True):
+            kept = found.input_ids != self._cut_id
+            input_ids = found.input_ids[kept]
             stand_in = np.flatnonzero(input_ids >= self._first_stand_in)
             input_ids[stand_in] = self._real_ids[input_ids[stand_in] - self._first_stand_in]
-            encoded.append(Encoded(input_ids, places[:, 0].copy(), places[:, 1].copy()))
+            encoded.append(Encoded(input_ids, one.original(found.starts[kept]), one.original(found.ends[kept])))
         return encoded
+
+    def _tokens(self, texts: Sequence[str]) -> list[Encoded]:
+        """Of the copy, stand-ins among them. Its own offsets are asked for only where bytes do not tell them."""
+        if self._byte_lengths is None:
+            return [_with_offsets(each) for each in self._copy.encode_batch(texts, add_special_tokens=False)]
+        if self._memory is not None:
+            ids = self._memory.encode_batch(texts)
+        else:
+            fast = self._copy.encode_batch_fast(texts, add_special_tokens=False)
+            ids = [np.array(each.ids, dtype=np.int32) for each in fast]
+        found: list[Encoded] = []
+        for text, input_ids in zip(texts, ids, strict=True):
+            places = spans(text, input_ids, self._byte_lengths)
+            if places is None:
+                found.append(_with_offsets(self._copy.encode(text, add_special_tokens=False)))
+            else:
+                found.append(Encoded(input_ids, *places))
+        return found
 
     def _stand_ins(self, written: Written, cuts: Sequence[int]) -> list[tuple[int, int, str]]:
         """What to replace: control strings outside plain ranges, and nothing at each cut (not inside a control)."""
@@ -233,21 +253,27 @@ def control_pattern(control: Iterable[str]) -> re.Pattern[str]:
     return re.compile("|".join(map(re.escape, sorted(control, key=len, reverse=True))) or r"(?!)")
 
 
+def _with_offsets(result: Any) -> Encoded:
+    """What a tokenizer says of a text, with its own offsets."""
+    places = np.array(result.offsets, dtype=np.int64).reshape(-1, 2)
+    return Encoded(np.array(result.ids, dtype=np.int32), places[:, 0].copy(), places[:, 1].copy())
+
+
 def _crossed(encoded: Encoded, cuts: Sequence[int]) -> list[int]:
     """The cuts that some token reaches across."""
     return [cut for cut in cuts if bool(np.any((encoded.starts < cut) & (encoded.ends > cut)))]
 
 
-def _plain_copy(tokenizer: PreTrainedTokenizerFast, control: set[str]) -> Tokenizer:
+def _plain_copy(tokenizer: PreTrainedTokenizerFast, control: set[str]) -> tuple[Tokenizer, dict[str, Any]]:
     """A copy that takes control strings for text, adds nothing, and leaves offsets as they are (a ByteLevel
-    post-processor would trim them)."""
-    description = json.loads(tokenizer.backend_tokenizer.to_str())
+    post-processor would trim them); and its tokenizer.json."""
+    description: dict[str, Any] = orjson.loads(tokenizer.backend_tokenizer.to_str())
     description.update(post_processor=None, truncation=None, padding=None)
     for token in description["added_tokens"]:
         token["special"] = token["content"] in control
-    copy = Tokenizer.from_str(json.dumps(description))
+    copy = Tokenizer.from_str(orjson.dumps(description).decode())
     copy.encode_special_tokens = True
-    return copy
+    return copy, description
 
 
 def _fill_holes(copy: Tokenizer) -> int:
@@ -256,7 +282,7 @@ def _fill_holes(copy: Tokenizer) -> int:
     copy.add_tokens([AddedToken(_stand_in("probe"), normalized=False)])
     first = copy.token_to_id(_stand_in("probe"))
     assert first is not None
-    copy.add_tokens([AddedToken(_stand_in(f"hole {hole}"), normalized=False) for hole in range(free - first - 1)])
+    copy.add_tokens([AddedToken(_stand_in(f"hole-{hole}"), normalized=False) for hole in range(free - first - 1)])
     return max(free, first + 1)
 
 

@@ -19,17 +19,23 @@ ANSWER_TOKENS = 1024
 
 
 def chat_with(
-    reference: str, root: Path | None, *, message: str | None, system: str | None, temperature: float | None
+    reference: str,
+    root: Path | None,
+    *,
+    message: str | None,
+    system: str | None,
+    temperature: float | None,
+    max_tokens: int | None,
 ) -> None:
     """Talk to a run or a model."""
-    asyncio.run(_chat(reference, root or default_root(), message, system, temperature))
+    sampling = SamplingParams(max_tokens=max_tokens or ANSWER_TOKENS, temperature=temperature or 0.0)
+    asyncio.run(_chat(reference, root or default_root(), message, system, sampling))
 
 
-async def _chat(reference: str, root: Path, message: str | None, system: str | None, temperature: float | None) -> None:
+async def _chat(reference: str, root: Path, message: str | None, system: str | None, sampling: SamplingParams) -> None:
     console = Console(stderr=True)
     with TerminalSink(console) as sink:
         answerer = await open_answerer(reference, root, sink, system)
-    sampling = SamplingParams(max_tokens=ANSWER_TOKENS, temperature=temperature or 0.0)
     try:
         if message is not None:
             await _answer(answerer, [Message(role="user", content=message)], sampling)
@@ -65,12 +71,16 @@ async def _turn(
 
 
 async def _answer(answerer: LocalAnswerer, messages: list[Message], sampling: SamplingParams) -> str:
-    reply = ""
+    reply, reason = "", None
     async for chunk in answerer.stream(messages, sampling):
         sys.stdout.write(printable(chunk.text))
         sys.stdout.flush()
         reply += chunk.text
+        reason = chunk.finish_reason or reason
     sys.stdout.write("\n")
+    sys.stdout.flush()
+    if reason == "length":
+        print(f"(cut off at {sampling.max_tokens:,} tokens, or at the end of the context)", file=sys.stderr)
     return reply
 
 

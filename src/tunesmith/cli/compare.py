@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.cells import cell_len
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -17,7 +19,8 @@ from tunesmith.errors import RecipeError
 if TYPE_CHECKING:
     from tunesmith.judging.run_comparison import TestSet
 
-_WORDS = 3  # columns before the numbers
+_BETWEEN = 2  # spaces between columns
+_ANY_WIDTH = 10_000  # of a file
 
 
 def compare(
@@ -33,39 +36,87 @@ def compare(
     ] = None,
 ) -> None:
     """Model, score with its error, trainable parameters and hours per epoch of several runs."""
-    from tunesmith.judging import run_comparison
+    from tunesmith.judging import run_comparison, run_table
 
     if as_json and markdown:
         raise RecipeError("--json and --markdown cannot both be printed", hint="choose one")
     contestants = [each for run in find_runs(runs, root) for each in run_comparison.read_contestants(run)]
     groups = run_comparison.group_by_test_set(contestants)
-    shown = {group.digest: [group.metric(name) for name in metric or [None]] for group in groups}
+    asked = list(dict.fromkeys(metric)) if metric else [None]
+    shown = {group.digest: [group.metric(name) for name in asked] for group in groups}
     if as_json:
-        print(json.dumps(run_comparison.as_json(groups, shown), ensure_ascii=False, allow_nan=False))
+        print(json.dumps(run_table.as_json(groups, shown), ensure_ascii=False, allow_nan=False))
         return
-    console = Console(highlight=False, soft_wrap=markdown)
+    console = Console(highlight=False, soft_wrap=True)  # lines are made to fit here, or may run on in a file
+    width = console.width if console.is_terminal or "COLUMNS" in os.environ else None
+    if width is None:
+        console.width = _ANY_WIDTH
     for place, group in enumerate(groups):
-        rows = run_comparison.table_rows(group, shown[group.digest])
+        if place:
+            print()
         if markdown:
-            print(f"{'' if place == 0 else chr(10)}{_heading(group)}\n\n{run_comparison.as_markdown(rows)}")
+            print(f"{_heading(group)}\n\n{run_table.as_markdown(run_table.table_rows(group, shown[group.digest]))}")
         else:
-            console.print(_table(group, rows))
+            _print_group(console, group, shown[group.digest], width)
     if len(groups) > 1:
         said = f"These runs were evaluated on {len(groups)} different sets of test rows: scores of different tables do not compare."
-        print(f"\n{said}") if markdown else console.print(f"\n{said}", style="yellow")
+        print(f"\n{said}") if markdown else console.print(f"\n{said}", style="yellow", soft_wrap=False)
 
 
 def _heading(group: TestSet) -> str:
     return f"{group.num_rows:,} test rows, {group.digest}"
 
 
-def _table(group: TestSet, rows: list[list[str]]) -> Table:
-    table = Table(box=None, header_style="bold", title=_heading(group), title_justify="left")
-    for place, heading in enumerate(rows[0]):
-        if place < _WORDS:
-            table.add_column(escape(heading), overflow="fold")
-        else:  # a number is never cut in two
-            table.add_column(escape(heading), justify="right", no_wrap=True)
+def _print_group(console: Console, group: TestSet, metrics: list[str], width: int | None) -> None:
+    """The first form that fits: the whole table; one that repeats nothing and says units once; a block for each line.
+    No cell is ever cut or folded."""
+    from tunesmith.judging.run_table import NUM_WORDS, table_rows, without_repeats
+
+    rows = table_rows(group, metrics)
+    heading = [_heading(group)]
+    num_words = NUM_WORDS
+    if width is not None and _width(rows) > width:
+        rows, said = without_repeats(table_rows(group, metrics, brief=True))
+        num_words -= len(said)
+        rows[0] = [_in_two_lines(cell) if place >= num_words else cell for place, cell in enumerate(rows[0])]
+        heading += [f"{name} {text}" for name, text in said]
+        if _width(rows) > width:
+            _print_blocks(console, group, table_rows(group, metrics))
+            return
+    console.print(escape(" · ".join(heading)), style="italic", soft_wrap=width is None)
+    console.print(_table(rows, num_words))
+
+
+def _table(rows: list[list[str]], num_words: int) -> Table:
+    table = Table(box=None, header_style="bold", padding=(0, _BETWEEN, 0, 0), pad_edge=False)
+    for place, cell in enumerate(rows[0]):
+        justify = "left" if place < num_words else "right"
+        table.add_column(escape(cell), justify=justify, no_wrap=True, vertical="bottom")
     for row in rows[1:]:
         table.add_row(*map(escape, row))
     return table
+
+
+def _print_blocks(console: Console, group: TestSet, rows: list[list[str]]) -> None:
+    console.print(escape(_heading(group)), style="italic", soft_wrap=False)
+    for row in rows[1:]:
+        run, model, trained, *numbers = row
+        console.print()
+        console.print(f"[bold]{escape(run)}[/]  {escape(model)}  {escape(trained)}", soft_wrap=False)
+        pairs = [pair for pair in zip(rows[0][3:], numbers, strict=True) if pair[1] not in ("", "-")]
+        longest = max((cell_len(name) for name, _ in pairs), default=0)
+        for name, text in pairs:
+            console.print(f"  [dim]{escape(name)}[/]{' ' * (longest - cell_len(name))}  {escape(text)}")
+
+
+def _width(rows: list[list[str]]) -> int:
+    """Of the table, with no cell folded."""
+    widths = [max(cell_len(line) for cell in column for line in cell.split("\n")) for column in zip(*rows, strict=True)]
+    return sum(widths) + _BETWEEN * (len(widths) - 1)
+
+
+def _in_two_lines(heading: str) -> str:
+    """A heading broken at the space that leaves the shortest longer line."""
+    words = heading.split(" ")
+    cuts = [(" ".join(words[:cut]), " ".join(words[cut:])) for cut in range(1, len(words))]
+    return "\n".join(min(cuts, key=lambda cut: max(map(cell_len, cut)))) if cuts else heading

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import webbrowser
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -38,25 +39,17 @@ def write_map(
     open_page: bool,
 ) -> None:
     """The map of IN as a page, and as JSON where asked for. Without IN the page is empty and takes a dropped JSON."""
-    from tunesmith.data.atlas.page import map_page
-
     console = Console(highlight=False, soft_wrap=True)
     _refuse_to_replace(page_path, _PAGE_MARK)
     if json_path is not None:
         _refuse_to_replace(json_path, _JSON_MARK)
     if source is None:
-        if json_path is not None:
-            raise RecipeError(
-                "there is no IN to write points of", where="--points", hint="tunesmith data map IN --points FILE"
-            )
-        _write(page_path, map_page(None))
-        console.print(f"an empty page, for maps to be dropped on → {escape(str(page_path))}")
+        _write_empty(page_path, json_path, console)
         _open(page_path, open_page)
         return
     from tunesmith.data.atlas.build import build_map
 
     found = find_rows(source, root, form)
-    last: MapDocument | None = None
     with TerminalSink(console) as sink:
         documents = build_map(
             found.rows(),
@@ -68,26 +61,46 @@ def write_map(
             rng_seed=rng_seed,
             events=StageSink(sink, "map"),
         )
-        try:
-            for document in documents:
-                _write_both(document, page_path, json_path)
-                if last is None:
-                    _open(page_path, open_page)
-                last = document
-                if document.pending is not None:
-                    console.print(f"  PCA → {escape(str(page_path))}; UMAP follows: reload the page then")
-        except KeyboardInterrupt:
-            if last is not None and last.pending is not None:
-                last.pending = None
-                last.notes.append("UMAP was interrupted")
-                _write_both(last, page_path, json_path)
-            raise
-    assert last is not None  # build_map gives a document or raises
+        last = _write_as_they_come(documents, page_path, json_path, console, open_page=open_page)
     parts = ", ".join(f"{number:,} {_WORDS.get(name, name)}" for name, number in last.counts.items())
     projections = " and ".join(projection.title for projection in last.projections)
     console.print(f"{parts}; {projections} → {escape(str(page_path))}")
     if json_path is not None:
         console.print(f"  its points → {escape(str(json_path))}")
+
+
+def _write_empty(page_path: Path, json_path: Path | None, console: Console) -> None:
+    from tunesmith.data.atlas.page import map_page
+
+    if json_path is not None:
+        raise RecipeError(
+            "there is no IN to write points of", where="--points", hint="tunesmith data map IN --points FILE"
+        )
+    _write(page_path, map_page(None))
+    console.print(f"an empty page, for maps to be dropped on → {escape(str(page_path))}")
+
+
+def _write_as_they_come(
+    documents: Iterable[MapDocument], page_path: Path, json_path: Path | None, console: Console, *, open_page: bool
+) -> MapDocument:
+    """Each in the place of the one before it. An interrupt leaves the last one, which then says that no other follows."""
+    last: MapDocument | None = None
+    try:
+        for document in documents:
+            _write_both(document, page_path, json_path)
+            if last is None:
+                _open(page_path, open_page)
+            last = document
+            if document.pending is not None:
+                console.print(f"  PCA → {escape(str(page_path))}; UMAP follows: reload the page then")
+    except KeyboardInterrupt:
+        if last is not None and last.pending is not None:
+            last.pending = None
+            last.notes.append("UMAP was interrupted")
+            _write_both(last, page_path, json_path)
+        raise
+    assert last is not None  # build_map gives a document or raises
+    return last
 
 
 _WORDS = {

@@ -9,7 +9,8 @@ from rich.console import Console
 from rich.markup import escape
 
 from tunesmith.cli.terminal import TerminalSink
-from tunesmith.pipeline import execute
+from tunesmith.events import NullSink
+from tunesmith.pipeline import execute, follows_another
 from tunesmith.resolve import load_recipe
 from tunesmith.store import Run, Store, default_root
 
@@ -19,6 +20,9 @@ def run_recipe(path: Path, overrides: Sequence[str], root: Path | None, until: s
     console = Console()
     resolved = load_recipe(path, overrides)
     store = Store(root or default_root())
+    if follows_another():
+        execute(resolved, store, NullSink(), until)
+        return
     with TerminalSink(console) as sink:
         run = execute(resolved, store, sink, until)
     _say_where_to_look(console, run, root)

@@ -29,7 +29,7 @@ class TerminalSink:
         self._bars: dict[str, TaskID] = {}
         self._started: dict[str, float] = {}
         self._last_line = 0.0
-        self._loss = ""
+        self._measured: dict[str, float] = {}
         self._progress = Progress(
             SpinnerColumn(),
             TextColumn("[bold]{task.description}"),
@@ -54,7 +54,7 @@ class TerminalSink:
         if isinstance(event, e.Progress):
             self._show_progress(event)
         elif isinstance(event, e.Metric):
-            self._loss = "  ".join(f"{name} {value:.4g}" for name, value in event.values.items() if name in _SHOWN)
+            self._measured = {name: value for name, value in event.values.items() if name in _SHOWN}
         elif isinstance(event, e.RunStarted):
             self._console.print(f"[bold]{escape(event.run)}[/]  {' → '.join(event.stages)}")
         elif isinstance(event, e.StageStarted):
@@ -75,7 +75,7 @@ class TerminalSink:
 
     def _finish(self, event: e.StageFinished) -> None:
         self._clear_bars()
-        self._loss = ""
+        self._measured = {}
         counts = "  ".join(f"{name.replace('_', ' ')} {value:,}" for name, value in event.counts.items())
         took = "cached" if event.cached else duration(event.seconds)
         self._console.print(f"  [green]✓ {event.stage:<10}[/] [dim]{took:>8}[/]  {escape(counts)}", highlight=False)
@@ -88,8 +88,10 @@ class TerminalSink:
 
     def _show_progress(self, event: e.Progress) -> None:
         label = event.task if event.task.startswith(event.stage) else f"{event.stage} · {event.task}"
-        detail = "  ".join(f"{name} {_short(value)}" for name, value in event.detail.items())
-        detail = "  ".join(part for part in (detail, self._loss) if part)
+        values = {**event.detail, **{name: value for name, value in self._measured.items() if name not in event.detail}}
+        detail = "  ".join(
+            f"{_WORDS.get(name, name.replace('_', ' '))} {_short(value)}" for name, value in values.items()
+        )
         self._started.setdefault(label, time.monotonic())
         if self._console.is_terminal:
             if label not in self._bars:
@@ -115,6 +117,7 @@ class TerminalSink:
 
 
 _SHOWN = ("loss", "tokens_per_second", "learning_rate", "usd")
+_WORDS = {"tokens_per_second": "tokens/s"}
 
 
 def _short(value: float | int | str) -> str:

@@ -36,7 +36,7 @@ def from_llama(
         int | None, typer.Option(min=8, help="Tokens it was trained for: 2048 for Llama 1, 4096 for Llama 2.")
     ] = None,
     tokenizer: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="tokenizer.model; none = in FOLDER or the folder above.")
+        Path | None, typer.Option(metavar="FILE", help="tokenizer.model or tokenizer.json; none = in FOLDER or above.")
     ] = None,
 ) -> None:
     """Original LLaMA weights to a transformers folder. Bit-exact; nothing in the files is executed."""
@@ -51,14 +51,14 @@ def from_llama(
     "`tunesmith weights to-llama runs/desk/export/safetensors tuned-13B --shards 2`",
 )
 def to_llama(
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A transformers folder of a LlamaForCausalLM.")],
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A LlamaForCausalLM: a name, a hub id, or a folder.")],
     out: Out,
-    shards: Annotated[int, typer.Option(help="Files, one for each model-parallel rank: 1, 2, 4 or 8.")],
+    shards: Annotated[int, typer.Option(help="Files, one for each model-parallel rank; Meta's have 1, 2, 4 or 8.")],
 ) -> None:
     """A transformers folder to original LLaMA weights. Bit-exact."""
     from tunesmith.cli.weights_converting import convert_to_llama
 
-    convert_to_llama(folder, out, num_shards=shards)
+    convert_to_llama(model, out, num_shards=shards)
 
 
 @app.command(

@@ -21,13 +21,14 @@ def convert_from_llama(folder: Path, out: Path, *, context_length: int | None, t
     _say(console, f"{done.num_parameters:,} parameters from {_counted(done.num_shards, 'file')}, {head}", out)
 
 
-def convert_to_llama(folder: Path, out: Path, *, num_shards: int) -> None:
-    """A transformers folder to original LLaMA weights."""
+def convert_to_llama(model: str, out: Path, *, num_shards: int) -> None:
+    """A model to original LLaMA weights."""
+    from tunesmith.model.catalog import fetch_model
     from tunesmith.model.llama_original import write_original
 
     console = Console()
     with TerminalSink(console) as sink:
-        done = write_original(folder, out, num_shards=num_shards, events=sink)
+        done = write_original(fetch_model(model, events=sink).path, out, num_shards=num_shards, events=sink)
     _say(console, f"{done.num_parameters:,} parameters in {_counted(num_shards, 'file')}", out)
 
 

@@ -1,6 +1,6 @@
 """Scores of a reward model: a language model with a scalar head, read at the token that ends the answer.
 
-Owns which token is read and the batches. Knows no recipe and no loss.
+Owns loading one and the batches. Knows no recipe and no loss.
 """
 
 from __future__ import annotations
@@ -15,27 +15,23 @@ from numpy.typing import NDArray
 
 from tunesmith.chat.renderer import Renderer
 from tunesmith.errors import DataError, ModelError
+from tunesmith.events import NullSink
 from tunesmith.model.adapters import load_adapter
-from tunesmith.model.load import ADAPTER_DIR, MODEL_DIR, load_model
-from tunesmith.model.value_head import ValueHead, load_value_head
+from tunesmith.model.load import ADAPTER_DIR, MODEL_DIR, load_checkpoint, load_model
+from tunesmith.model.tuned import base_of
+from tunesmith.model.value_head import ValueHead, load_value_head, scored_token
 from tunesmith.protocols import Attempt
+from tunesmith.store import MANIFEST, load_artifact
 from tunesmith.types import Message
 
 TEMPLATE = "chat_template.jinja"
+REWARD_MODEL = "reward_model"
+"""Kind of the artifacts that can be opened here."""
+
+_HINT = "name what a stage `reward_model` made"
+
 _TOKENS_PER_BATCH = 8192
 """Padded tokens of one forward pass: no logits are formed, so hidden states alone bound it."""
-
-
-def scored_token(loss_mask: NDArray[np.integer] | NDArray[np.bool_] | Sequence[bool]) -> int:
-    """Where a rendered answer's score is read: its last supervised token, which is the stop token of the turn.
-
-    What the template writes after it says nothing about the answer, and a causal model has not read it there. Training a
-    reward model and asking one must take the same place. DataError for a mask without a target.
-    """
-    places = np.flatnonzero(np.asarray(loss_mask))
-    if not len(places):
-        raise DataError("the answer has no token, so it has no place where a score could be read")
-    return int(places[-1])
 
 
 class RewardModelScorer:
@@ -90,22 +86,34 @@ class RewardModelScorer:
 
 
 def open_reward_model(folder: Path, base_dir: Path, *, device: str, dtype: torch.dtype) -> RewardModelScorer:
-    """The reward model of a checkpoint folder: adapter/ on the base model in base_dir, or a whole model/; beside it
-    value_head.safetensors and chat_template.jinja. ModelError says what is missing."""
+    """The reward model of a folder: adapter/ or a whole model/; beside it value_head.safetensors and chat_template.jinja.
+
+    An adapter of ours goes on the base model it was trained on, one of others on that in base_dir. ModelError says what is
+    missing, or that the folder is one of our artifacts and no reward model (PPO's checkpoint has a head too, which says
+    what will be earned, not what is good).
+    """
+    made_here = load_artifact(folder) if (folder / MANIFEST).is_file() else None
+    if made_here is not None and made_here.manifest.kind != REWARD_MODEL:
+        raise ModelError(
+            f"expected a reward model, found an artifact of kind {made_here.manifest.kind!r}",
+            where=str(folder),
+            hint=_HINT,
+        )
     template = folder / TEMPLATE
     if not template.is_file():
-        raise ModelError(
-            f"there is no {TEMPLATE}", where=str(folder), hint="name the folder of a checkpoint that `train` made"
-        )
+        raise ModelError(f"there is no {TEMPLATE}", where=str(folder), hint=_HINT)
     if (folder / MODEL_DIR).is_dir():
         model_dir = folder / MODEL_DIR
         model = load_model(model_dir, device=device, dtype=dtype)
+    elif (folder / ADAPTER_DIR).is_dir() and made_here is not None:
+        model_dir, _licence = base_of(made_here, NullSink())
+        model = load_checkpoint(made_here, model_dir, device=device, dtype=dtype)
     elif (folder / ADAPTER_DIR).is_dir():
         model_dir = base_dir
         model = load_model(base_dir, device=device, dtype=dtype)
         load_adapter(model, folder / ADAPTER_DIR)
     else:
-        raise ModelError(f"there is neither {ADAPTER_DIR}/ nor {MODEL_DIR}/ here", where=str(folder))
+        raise ModelError(f"there is neither {ADAPTER_DIR}/ nor {MODEL_DIR}/ here", where=str(folder), hint=_HINT)
     width = model.config.get_text_config(decoder=True).hidden_size
     renderer = Renderer.for_model(model_dir, template.read_text(encoding="utf-8"))
 

@@ -7,8 +7,6 @@ by their digests. Computes no score.
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import html
 import json
 from collections.abc import Mapping, Sequence
@@ -27,6 +25,7 @@ from tunesmith.judging.scores import (
     regressions,
     verdict,
 )
+from tunesmith.text.page_head import content_policy, page_head
 from tunesmith.types import Sample
 
 _UNSAFE_IN_SCRIPT = str.maketrans({char: f"\\u{ord(char):04x}" for char in "<>&\u2028\u2029"})
@@ -57,15 +56,13 @@ def render_report(
     style = (page / "report.css").read_text(encoding="utf-8")
     script = (page / "report.js").read_text(encoding="utf-8")
     return Template((page / "report.html").read_text(encoding="utf-8")).substitute(
+        head=page_head(title, style, policy=content_policy(style, script)),
         title=html.escape(title),
         about=html.escape(about),
         verdict=_verdict(scores),
         table=_table(scores),
         data=embed_json(_data(samples, scores, target)),
-        style=style,
         script=script,
-        style_hash=_source_hash(style),
-        script_hash=_source_hash(script),
     )
 
 
@@ -180,7 +177,3 @@ def _difference(metric: str, compared: Mapping[str, Any] | None) -> str:
         details.append(f"[{low:+.{digits}f}, {high:+.{digits}f}]")
     details.append(f"{compared['wins']}/{compared['ties']}/{compared['losses']}")
     return f"{text}  {' '.join(details)}"
-
-
-def _source_hash(text: str) -> str:
-    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()

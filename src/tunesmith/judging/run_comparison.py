@@ -1,13 +1,14 @@
-"""Runs side by side: model, scores with their errors, trainable parameters, hours per epoch (the table of BELLE, arXiv
-2304.08109, table 2). Scores of different test rows never stand in one table.
+"""What is compared of runs: model, scores with their errors, trainable parameters, hours per epoch (the columns of BELLE,
+arXiv 2304.08109, table 2). Scores of different test rows never stand together.
 
-Owns what is read of a finished run, and the table as plain cells. Refuses to know terminals.
+Owns what is read of a finished run, and which of them were measured on the same rows. Refuses to know tables (run_table.py).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import orjson
@@ -15,7 +16,6 @@ import orjson
 from tunesmith.errors import RecipeError, StoreError, nearest
 from tunesmith.hashing import digest_json
 from tunesmith.judging.metrics import LOWER_IS_BETTER
-from tunesmith.judging.scores import is_share, label
 from tunesmith.judging.statistics import Comparison, compare
 from tunesmith.store import Run
 from tunesmith.text.jsonl import read_records
@@ -77,7 +77,7 @@ def read_contestants(run: Run) -> list[Contestant]:
             where=run.name,
             hint="let `tunesmith run` finish first, or leave the run out",
         )
-    scores = orjson.loads(evaluation.file(_SCORES).read_bytes())
+    scores = _read_scores(evaluation.file(_SCORES))
     rows = {_row_digest(sample): sample for sample in read_records(evaluation.file(_SAMPLES), Sample)}
     samples = [rows[key] for key in sorted(rows)]
     base = run.artifact("base_model")
@@ -121,23 +121,27 @@ def group_by_test_set(contestants: Iterable[Contestant]) -> list[TestSet]:
 def hours_per_epoch(trained: Artifact, tokenized: Artifact | None) -> float | None:
     """Hours of training steps for one pass over the data; None where the run did not log its speed.
 
-    Tokens of an epoch times the mean seconds a token took in each step. So interruptions, loading and saving do not
-    count, and neither does how many epochs there were. A step that was repeated counts as it was last done.
+    Tokens of an epoch times the seconds that the steps took for each of theirs, loading, saving and interruptions left
+    out. A step that was repeated counts as it was last done. Lines without `seconds` (of a run before 2026-11-22) count
+    as one token each, so that theirs is the mean over steps.
     """
     path = trained.file(_METRICS)
     tokens = tokenized.facts.get("num_tokens") if tokenized else None
     if not tokens or not path.is_file():
         return None
-    seconds_per_token: dict[int, float] = {}
+    steps: dict[int, tuple[float, float]] = {}  # seconds, tokens
     for line in path.read_bytes().splitlines():
         try:
             row = orjson.loads(line)
-            seconds_per_token[int(row["step"])] = 1.0 / float(row["tokens_per_second"])
+            speed = float(row["tokens_per_second"])
+            seconds = float(row.get("seconds", 1 / speed))
+            steps[int(row["step"])] = seconds, seconds * speed
         except (orjson.JSONDecodeError, KeyError, TypeError, ValueError, ZeroDivisionError):
             continue  # half a line of a killed run, or a step without tokens
-    if not seconds_per_token:
+    trained_on = sum(number for _, number in steps.values())
+    if not trained_on:
         return None
-    return tokens * sum(seconds_per_token.values()) / len(seconds_per_token) / 3600
+    return tokens * sum(seconds for seconds, _ in steps.values()) / trained_on / 3600
 
 
 def difference(tuned: Contestant, other: Contestant, metric: str) -> Comparison | None:
@@ -148,59 +152,21 @@ def difference(tuned: Contestant, other: Contestant, metric: str) -> Comparison 
     return compare(ours, theirs, lower_is_better=metric in LOWER_IS_BETTER, rng_seed=_BOOTSTRAP_SEED)
 
 
-def table_rows(test_set: TestSet, metrics: Sequence[str]) -> list[list[str]]:
-    """Headings, then a line for each contestant. A difference is to the first line, paired by row."""
-    first = test_set.contestants[0]
-    rows = [["run", "model", "trained", *(label(metric) for metric in metrics), "difference", "trainable", "h / epoch"]]
-    for each in test_set.contestants:
-        found = difference(each, first, metrics[0])
-        rows.append(
-            [
-                each.run,
-                each.model,
-                each.method,
-                *(_score(metric, each.scores.get(metric)) for metric in metrics),
-                _difference(metrics[0], found),
-                _parameters(each),
-                _hours(each.hours_per_epoch),
-            ]
+def _read_scores(path: Path) -> dict[str, Any]:
+    """scores.json of an evaluation. StoreError where it is not what was written."""
+    try:
+        scores = orjson.loads(path.read_bytes())
+        summaries = [summary for name in ("base", "tuned") for summary in scores.get(name, {}).values()]
+        whole = all({"mean", "stderr"} <= summary.keys() for summary in summaries)
+    except (OSError, orjson.JSONDecodeError, AttributeError):
+        whole = False
+    if not whole:
+        raise StoreError(
+            "the scores of this evaluation cannot be read",
+            where=str(path),
+            hint="the file was changed by hand or damaged; delete its folder, and `tunesmith run` makes it again",
         )
-    return rows
-
-
-def as_json(test_sets: Sequence[TestSet], metrics: Mapping[str, Sequence[str]]) -> list[dict[str, Any]]:
-    """For programs: every metric of every contestant. metrics: by digest, those of the table."""
-    return [
-        {
-            "test_set": {"digest": test_set.digest, "rows": test_set.num_rows},
-            "metrics": list(metrics[test_set.digest]),
-            "models": [
-                {
-                    "run": each.run,
-                    "model": each.model,
-                    "method": each.method,
-                    "scores": dict(each.scores),
-                    "difference_to_first": found.as_json() if found else None,
-                    "trainable_parameters": each.trainable_parameters,
-                    "total_parameters": each.total_parameters,
-                    "hours_per_epoch": each.hours_per_epoch,
-                }
-                for each in test_set.contestants
-                for found in [difference(each, test_set.contestants[0], metrics[test_set.digest][0])]
-            ],
-        }
-        for test_set in test_sets
-    ]
-
-
-def as_markdown(rows: Sequence[Sequence[str]]) -> str:
-    """A table of Markdown; the first three columns are words, the others numbers."""
-    lines = [_line(rows[0]), _line(["---" if place < 3 else "---:" for place in range(len(rows[0]))])]
-    return "\n".join([*lines, *map(_line, rows[1:])])
-
-
-def _line(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(" ".join(cell.replace("|", "\\|").split()) for cell in cells) + " |"
+    return scores
 
 
 def _row_digest(sample: Sample) -> str:
@@ -235,42 +201,3 @@ def _same(one: Contestant, other: Contestant) -> bool:
 
 def _bases_first(group: Sequence[Contestant]) -> list[Contestant]:
     return sorted(group, key=lambda each: each.method != "base")
-
-
-def _score(metric: str, summary: Mapping[str, Any] | None) -> str:
-    if summary is None or summary["mean"] is None:
-        return "-"
-    factor, digits, unit = (100, 1, " %") if is_share(metric) else (1, 3, "")
-    error = "" if summary["stderr"] is None else f" ± {factor * summary['stderr']:.{digits}f}"
-    unscored = f" ({summary['n_unscored']} unscored)" if summary.get("n_unscored") else ""
-    return f"{factor * summary['mean']:.{digits}f}{error}{unit}{unscored}"
-
-
-def _difference(metric: str, found: Comparison | None) -> str:
-    if found is None or found.difference is None:
-        return ""
-    factor, digits, unit = (100, 1, " pts") if is_share(metric) else (1, 3, "")
-    error = "" if found.stderr is None else f" ± {factor * found.stderr:.{digits}f}"
-    return f"{factor * found.difference:+.{digits}f}{error}{unit}"
-
-
-def _parameters(each: Contestant) -> str:
-    if each.trainable_parameters is None:
-        return "?"
-    if not each.trainable_parameters:
-        return "-"
-    share = f" ({each.trainable_parameters / each.total_parameters:.2%})" if each.total_parameters else ""
-    return f"{_count(each.trainable_parameters)}{share}"
-
-
-def _count(number: int) -> str:
-    for limit, unit in ((1_000_000_000, "B"), (1_000_000, "M"), (1_000, "K")):
-        if number >= limit:
-            return f"{number / limit:.3g}{unit}"
-    return str(number)
-
-
-def _hours(hours: float | None) -> str:
-    if hours is None:
-        return "-"
-    return f"{hours:.2f}" if hours >= 0.1 else f"{hours:.4f}"

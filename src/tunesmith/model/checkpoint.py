@@ -25,8 +25,8 @@ from tunesmith.hashing import digest_file
 from tunesmith.model.adapters import read_tensors
 from tunesmith.store import disk_error
 
-_TENSORS = "tensors.safetensors"
-_STATE = "state.json"
+TENSORS = "tensors.safetensors"
+STATE = "state.json"
 _NAME = re.compile(r"step-(\d{6,})")
 
 
@@ -53,17 +53,17 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, *, keep: int) -> Path:
             if leftover.exists():
                 shutil.rmtree(leftover)
         making.mkdir()
-        save_file(_on_cpu(checkpoint.tensors), making / _TENSORS)
-        _sync(making / _TENSORS)
-        state = {"step": checkpoint.step, "tensors": digest_file(making / _TENSORS), "state": checkpoint.state}
-        (making / _STATE).write_text(json.dumps(state, sort_keys=True), encoding="utf-8")
-        _sync(making / _STATE)
+        save_file(_on_cpu(checkpoint.tensors), making / TENSORS)
+        sync(making / TENSORS)
+        state = {"step": checkpoint.step, "tensors": digest_file(making / TENSORS), "state": checkpoint.state}
+        (making / STATE).write_text(json.dumps(state, sort_keys=True), encoding="utf-8")
+        sync(making / STATE)
         making.replace(final)
-        _sync(folder)
+        sync(folder)
     except OSError as error:
         shutil.rmtree(making, ignore_errors=True)
         raise disk_error(error, final, size) from error
-    for old in _by_step(folder)[:-keep]:
+    for old in checkpoints_in(folder)[:-keep]:
         shutil.rmtree(old)
     return final
 
@@ -71,7 +71,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, *, keep: int) -> Path:
 def newest_checkpoint(folder: Path) -> tuple[Checkpoint | None, list[str]]:
     """(the newest whole checkpoint or None, one sentence for each damaged one that was passed over)."""
     damaged: list[str] = []
-    for path in reversed(_by_step(folder)):
+    for path in reversed(checkpoints_in(folder)):
         try:
             return _read(path), damaged
         except ModelError as error:
@@ -79,18 +79,24 @@ def newest_checkpoint(folder: Path) -> tuple[Checkpoint | None, list[str]]:
     return None, damaged
 
 
+def read_state(path: Path) -> dict[str, Any]:
+    """What state.json of a checkpoint holds. OSError or ValueError where it cannot be read."""
+    return dict(json.loads((path / STATE).read_bytes()))
+
+
 def _read(path: Path) -> Checkpoint:
     try:
-        state = json.loads((path / _STATE).read_bytes())
+        state = read_state(path)
         step, digest, inner = int(state["step"]), state["tensors"], dict(state["state"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ModelError(f"{_STATE} cannot be read: {error}", where=str(path)) from error
-    if not (path / _TENSORS).is_file() or digest_file(path / _TENSORS) != digest:
-        raise ModelError(f"{_TENSORS} is not what was written", where=str(path))
-    return Checkpoint(step, read_tensors(path / _TENSORS), inner)
+        raise ModelError(f"{STATE} cannot be read: {error}", where=str(path)) from error
+    if not (path / TENSORS).is_file() or digest_file(path / TENSORS) != digest:
+        raise ModelError(f"{TENSORS} is not what was written", where=str(path))
+    return Checkpoint(step, read_tensors(path / TENSORS), inner)
 
 
-def _by_step(folder: Path) -> list[Path]:
+def checkpoints_in(folder: Path) -> list[Path]:
+    """Folders of checkpoints, by step."""
     if not folder.is_dir():
         return []
     found = [(int(match[1]), path) for path in folder.iterdir() if (match := _NAME.fullmatch(path.name))]
@@ -101,7 +107,8 @@ def _on_cpu(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Make a file's content, or a folder's entries, durable."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import pickle
 import re
+import zipfile
+import zlib
 from collections.abc import Mapping
 from hashlib import md5
 from pathlib import Path
@@ -21,6 +23,7 @@ from tunesmith.store import disk_error
 
 CHECKLIST = "checklist.chk"
 Shard = Mapping[str, torch.Tensor]
+_NUMBERS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def shard_files(folder: Path) -> list[Path]:
@@ -54,8 +57,17 @@ def load_shard(file: Path) -> Shard:
     except (RuntimeError, EOFError, KeyError, ValueError, OSError) as error:
         first = str(error).strip().partition("\n")[0]
         raise ModelError(f"the file is damaged: {first}", where=str(file), hint="fetch it again") from error
-    if not isinstance(loaded, dict) or not all(isinstance(value, torch.Tensor) for value in loaded.values()):
+    if not isinstance(loaded, dict) or not all(
+        isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in loaded.items()
+    ):
         raise ModelError("expected tensors by name", where=str(file))
+    odd = next((name for name, value in loaded.items() if value.dtype not in _NUMBERS or value.is_sparse), None)
+    if odd is not None:
+        raise ModelError(
+            f"{odd} holds {loaded[odd].layout} {loaded[odd].dtype}, expected plain floating-point numbers",
+            where=str(file),
+            hint="quantised or sparse weights must be made whole again first",
+        )
     return loaded
 
 
@@ -68,17 +80,32 @@ def save_shard(shard: dict[str, torch.Tensor], file: Path) -> None:
         raise disk_error(known, file, sum(tensor.nbytes for tensor in shard.values())) from error
 
 
-def check_sums(folder: Path, files: list[Path], events: EventSink) -> None:
-    """md5 of every shard against checklist.chk, where there is one."""
+def check_sums(folder: Path, files: list[Path], events: EventSink) -> bool:
+    """md5 of every shard against checklist.chk; without it, the checksums that a zip archive (torch's format) carries.
+    Returns whether the checklist confirms all of them."""
     checklist = folder / CHECKLIST
-    if not checklist.is_file():
-        return
-    lines = (line.split() for line in checklist.read_text(encoding="utf-8").splitlines())
+    text = checklist.read_text(encoding="utf-8", errors="replace") if checklist.is_file() else ""
+    lines = (line.split() for line in text.splitlines())
     wanted = {line[1].lstrip("*"): line[0] for line in lines if len(line) == 2}
     for number, file in enumerate(files):
-        if file.name in wanted and digest_md5(file) != wanted[file.name]:
-            raise ModelError("its md5 is not the one in checklist.chk", where=str(file), hint="fetch it again")
+        if file.name in wanted:
+            if digest_md5(file) != wanted[file.name]:
+                raise ModelError("its md5 is not the one in checklist.chk", where=str(file), hint="fetch it again")
+        elif not _is_whole_archive(file):
+            raise ModelError("a checksum inside the file is wrong", where=str(file), hint="fetch it again")
         events.emit(Progress(task="check files", done=number + 1, total=len(files), unit="files"))
+    return all(file.name in wanted for file in files)
+
+
+def _is_whole_archive(file: Path) -> bool:
+    """Of another format nothing is known here; load_shard finds what it can."""
+    if not zipfile.is_zipfile(file):
+        return True
+    try:
+        with zipfile.ZipFile(file) as archive:
+            return archive.testzip() is None
+    except (zipfile.BadZipFile, EOFError, NotImplementedError, OverflowError, RuntimeError, ValueError, zlib.error):
+        return False
 
 
 def digest_md5(path: Path) -> str:

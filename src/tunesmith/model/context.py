@@ -12,7 +12,6 @@ Refuses to know training: how long text is learnt from is the recipe's.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Callable, Generator, Sequence
@@ -25,7 +24,8 @@ from typing import Any
 from transformers import AutoConfig
 
 from tunesmith.errors import ModelError, RecipeError
-from tunesmith.model.folder import context_length_of, read_config, refuse_remote_code, weight_files
+from tunesmith.model.config_faults import CONFIG_FAULTS, first_line
+from tunesmith.model.folder import context_length_of, read_config, read_json, refuse_remote_code, weight_files
 from tunesmith.model.gguf import quiet_transformers
 from tunesmith.model.new_tokens import GrownRows, add_to_tokenizer, plan_rows
 from tunesmith.model.tensor_files import Tensors, check_room, copy_companions, write_json, write_tensors
@@ -167,8 +167,8 @@ def _rope_of(config: dict[str, Any]) -> dict[str, Any]:
     try:
         with quiet_transformers():
             known = AutoConfig.for_model(**config)
-    except (ValueError, TypeError, KeyError) as error:
-        raise RecipeError(f"transformers does not know this model: {error}", where="config.json") from error
+    except CONFIG_FAULTS as error:
+        raise RecipeError(f"transformers does not know this model: {first_line(error)}", where="config.json") from error
     rope = getattr(known, "rope_parameters", None)
     if not isinstance(rope, dict) or "rope_type" not in rope:
         what = "several kinds of rotary positions" if rope else "no rotary positions"
@@ -189,21 +189,26 @@ def _with(config: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
 
 
 def _vocab_size(config: dict[str, Any]) -> int:
-    return int((config.get("text_config") or config)["vocab_size"])
+    return int((config.get("text_config") or config).get("vocab_size", 0))  # 0: any size is written then
 
 
 def _raise_tokenizer_limit(folder: Path, context_length: int) -> None:
     """tokenizer_config.json says how many tokens the model takes, and transformers warns beyond."""
     path = folder / "tokenizer_config.json"
     if path.is_file():
-        settings = json.loads(path.read_bytes())
+        settings = read_json(path)
         if isinstance(settings.get("model_max_length"), int) and settings["model_max_length"] < 10**9:
             write_json(path, {**settings, "model_max_length": context_length})
 
 
 def _check_read_back(folder: Path, written: dict[str, Any]) -> None:
-    with quiet_transformers():
-        read = AutoConfig.from_pretrained(folder, local_files_only=True).get_text_config()
+    try:
+        with quiet_transformers():
+            read = AutoConfig.from_pretrained(folder, local_files_only=True).get_text_config()
+    except CONFIG_FAULTS as error:
+        raise ModelError(
+            f"transformers cannot use this model: {first_line(error)}", where=str(folder / "config.json")
+        ) from error
     wanted = written.get("text_config") or written
     for key in ("max_position_embeddings", "vocab_size", "rope_parameters"):
         if key in wanted and getattr(read, key, None) != wanted[key]:

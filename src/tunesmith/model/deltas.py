@@ -73,7 +73,7 @@ class DeltaManifest(Record):
 
     format: Literal["tunesmith-delta-1"] = "tunesmith-delta-1"
     base: dict[str, BaseTensor]  # tensors without an entry are stored whole
-    weights: dict[str, ResultFile]
+    weights: dict[str, ResultFile] = Field(min_length=1)
     files: dict[str, str]  # companion file -> sha256
     unused: list[str] = Field(default_factory=list)  # tensors of the base that the tuned model has not
 
@@ -220,7 +220,7 @@ def _sum(base: Tensors, spec: Spec, difference: torch.Tensor) -> torch.Tensor:
     """fp32 holds the sum of two 16-bit floats closely enough for one rounding to be the right one."""
     if spec.name not in base or not spec.dtype.is_floating_point:
         return difference
-    wide = torch.promote_types(spec.dtype, torch.float32)
+    wide = torch.float64 if spec.dtype == torch.float64 else torch.float32
     known = base.read(spec.name).to(wide)
     if known.ndim and known.shape[0] < spec.shape[0]:
         mean = known.mean(0, keepdim=True)

@@ -16,6 +16,9 @@ from tunesmith.hashing import digest_json
 from tunesmith.model.cache import digest_large_file
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+VALUE_HEAD = "value_head.safetensors"
+"""A scalar head beside a model (value_head.py): no weight of the language model."""
+
 _MAX_HEADER_BYTES = 100_000_000  # the safetensors library's own limit
 
 
@@ -61,25 +64,39 @@ def read_config(path: Path) -> dict[str, Any]:
         raise ModelError(
             "this folder holds an adapter, not a model", where=str(path), hint="name the model it was trained on"
         )
-    return _read_json(config_path)
+    return read_json(config_path)
 
 
 def context_length_of(config: dict[str, Any], where: Path) -> int:
     """Tokens the model of a config.json reads. With dynamic scaling its limit is the length at which scaling begins."""
     inner = config.get("text_config") or config
+    if not isinstance(inner, dict):
+        raise ModelError(f"expected an object under `text_config`, found {inner!r}", where=str(where))
     limit = inner.get("max_position_embeddings") or inner.get("n_positions")
     if not limit:
         raise ModelError("config.json has no `max_position_embeddings`", where=str(where))
-    rope = {**(inner.get("rope_scaling") or {}), **(inner.get("rope_parameters") or {})}
-    if (rope.get("rope_type") or rope.get("type")) == "dynamic":
-        return round(limit * float(rope.get("factor") or 1))
-    return int(limit)
+    if not isinstance(limit, int) or isinstance(limit, bool) or limit < 1:
+        raise ModelError(
+            f"expected a number of tokens under `max_position_embeddings`, found {limit!r}", where=str(where)
+        )
+    rope: dict[str, Any] = {}
+    for key in ("rope_scaling", "rope_parameters"):
+        given = inner.get(key) or {}
+        if not isinstance(given, dict):
+            raise ModelError(f"expected an object under `{key}`, found {given!r}", where=str(where))
+        rope |= given
+    if (rope.get("rope_type") or rope.get("type")) != "dynamic":
+        return limit
+    factor = rope.get("factor") or 1
+    if not isinstance(factor, int | float):
+        raise ModelError(f"expected a number as the factor of rotary scaling, found {factor!r}", where=str(where))
+    return round(limit * factor)
 
 
 def refuse_remote_code(path: Path) -> None:
     """ModelError where config.json or tokenizer_config.json ask for Python code from the folder to be run."""
     for name in ("config.json", "tokenizer_config.json"):
-        if (path / name).is_file() and "auto_map" in _read_json(path / name):
+        if (path / name).is_file() and "auto_map" in read_json(path / name):
             raise ModelError(
                 "the model brings code of its own (`auto_map`), which tunesmith never runs",
                 where=str(path / name),
@@ -88,14 +105,19 @@ def refuse_remote_code(path: Path) -> None:
 
 
 def weight_files(path: Path) -> list[Path]:
-    """The safetensors files of a folder, sorted; every shard that the index names. ModelError for pickles alone."""
-    files = sorted(path.glob("*.safetensors"))
+    """The safetensors files of a folder's model, sorted; every shard that the index names. ModelError for pickles alone."""
+    if not path.is_dir():
+        raise ModelError("there is no such model folder", where=str(path))
+    files = sorted(file for file in path.glob("*.safetensors") if file.name != VALUE_HEAD)
     if not files:
         refuse_pickles([entry.name for entry in path.iterdir()], str(path))
         raise ModelError("there are no weights here: no *.safetensors file", where=str(path))
     index = path / "model.safetensors.index.json"
     if index.is_file():
-        named = set(_read_json(index).get("weight_map", {}).values())
+        places = read_json(index).get("weight_map", {})
+        if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):
+            raise ModelError("expected `weight_map` to name the file of each tensor", where=str(index))
+        named = set(places.values())
         missing = sorted(named - {file.name for file in files})
         if missing:
             raise ModelError(f"{len(missing)} of {len(named)} shards are missing: {missing[0]}", where=str(path))
@@ -130,7 +152,9 @@ def read_safetensors_header(file: Path) -> dict[str, Any]:
             raise ModelError("this is not a whole safetensors file", where=str(file), hint="fetch it again")
         try:
             header = json.loads(stream.read(length))
-            header.pop("__metadata__", None)
+            dict(header.pop("__metadata__", {}) or {})
+            for name, entry in header.items():
+                _check_entry(name, entry)
             end = 8 + length + max((entry["data_offsets"][1] for entry in header.values()), default=0)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ModelError(f"the header is damaged: {error}", where=str(file), hint="fetch it again") from error
@@ -139,6 +163,14 @@ def read_safetensors_header(file: Path) -> dict[str, Any]:
             f"the file has {size:,} bytes, its header says {end:,}", where=str(file), hint="fetch it again"
         )
     return header
+
+
+def _check_entry(name: str, entry: dict[str, Any]) -> None:
+    """ValueError (or another fault) where a tensor's entry is not type, sizes and beginning and end of its bytes."""
+    start, end = entry["data_offsets"]
+    whole = all(isinstance(number, int) and number >= 0 for number in (*entry["shape"], start, end))
+    if not whole or not isinstance(entry["dtype"], str) or end < start:
+        raise ValueError(f"{name} is described as {entry}")
 
 
 def _licence_of(path: Path) -> str | None:
@@ -153,7 +185,8 @@ def _licence_of(path: Path) -> str | None:
     return None
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object of a model folder. ModelError where it is none."""
     try:
         value = json.loads(path.read_bytes())
     except FileNotFoundError:

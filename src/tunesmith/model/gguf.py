@@ -43,9 +43,9 @@ def _read_metadata(path: Path, size_bytes: int, modified_ns: int) -> dict[str, A
             for name, field in reader.fields.items()
             if not name.startswith(("tokenizer.ggml.tokens", "tokenizer.ggml.merges", "tokenizer.ggml.scores"))
         }
-        values["context_length"] = values.get(f"{values.get('general.architecture')}.context_length", 0)
+        values["context_length"] = int(values.get(f"{values.get('general.architecture')}.context_length", 0))
         values["num_parameters"] = sum(int(tensor.n_elements) for tensor in reader.tensors)
-    except (ValueError, IndexError, OverflowError, MemoryError, KeyError, OSError) as error:
+    except (ValueError, TypeError, IndexError, OverflowError, MemoryError, KeyError, OSError) as error:
         raise ModelError(f"the GGUF file is damaged: {error}", where=str(path), hint="fetch it again") from error
     if values.get("split.count", 1) > 1:
         raise ModelError("the GGUF file is one part of several", where=str(path), hint="merge the parts first")
@@ -67,7 +67,7 @@ def convert_gguf(path: Path, out_dir: Path) -> None:
             hint=f"convertible: {', '.join(ARCHITECTURES)}; else name the model's hub id or transformers folder",
         )
     convert_gguf_tokenizer(path, out_dir)
-    with _quietly("turning a GGUF file into a trainable model"):
+    with _quietly("turning a GGUF file into a trainable model", path):
         import torch
         from transformers import AutoModelForCausalLM, GgufConfig
 
@@ -99,7 +99,7 @@ def convert_gguf_tokenizer(path: Path, out_dir: Path) -> None:
             where=str(path),
             hint="name the model's hub id or transformers folder instead",
         )
-    with _quietly("reading a GGUF file's tokenizer"):
+    with _quietly("reading a GGUF file's tokenizer", path):
         from transformers import AutoTokenizer
 
         tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name, local_files_only=True)
@@ -125,13 +125,23 @@ def quiet_transformers() -> Generator[None]:
 
 
 @contextmanager
-def _quietly(purpose: str) -> Generator[None]:
-    """quiet_transformers, and no progress bar of its GGUF reader, which has no switch. MissingExtra without it."""
+def _quietly(purpose: str, path: Path) -> Generator[None]:
+    """quiet_transformers, and no progress bar of its GGUF reader, which has no switch. MissingExtra without it, ModelError
+    where it cannot read the file."""
     try:
         with quiet_transformers(), redirect_stderr(io.StringIO()):
             yield
     except ImportError as error:
         raise MissingExtra(error.name or "transformers", "train", purpose) from error
+    except Exception as error:  # a damaged file may fail anywhere; the tokenizers library raises bare Exception
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # the disk
+        said = str(error).strip().partition("\n")[0]
+        raise ModelError(
+            f"transformers cannot read this GGUF file: {said}",
+            where=str(path),
+            hint="it may be damaged: fetch it again",
+        ) from error
 
 
 def _write_generation_config(out_dir: Path, metadata: dict[str, Any]) -> None:

@@ -4,6 +4,7 @@
     FOLDER/consolidated.NN.pth      one file per model-parallel rank: 7B 1, 13B 2, 30B 4, 65B and 70B 8
     FOLDER/checklist.chk            md5 of each, checked where it is there
     FOLDER/tokenizer.model          SentencePiece (1, 2) or tiktoken ranks (3); may lie beside FOLDER
+    FOLDER/tokenizer.json           instead of it, of a model that never had a tokenizer.model
 
 Numbers are moved, never computed: both directions are bit-exact. The original rotates neighbouring rows of q and k (complex
 pairs), transformers the two halves of a head; so q and k rows change places, (heads, width/2, 2) <-> (heads, 2, width/2).
@@ -13,6 +14,7 @@ Every tensor is joined and written by itself. Files are read with weights_only: 
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -25,8 +27,15 @@ from tunesmith.errors import ModelError, RecipeError
 from tunesmith.events import Note, Progress
 from tunesmith.model.consolidated import CHECKLIST, Shard, check_sums, digest_md5, load_shard, save_shard, shard_files
 from tunesmith.model.folder import read_config
+from tunesmith.model.llama_agreement import COMPUTED, check_layers, check_rotary, check_same_model
 from tunesmith.model.llama_sizes import LlamaSizes, params_of, sizes_of_config, sizes_of_params
-from tunesmith.model.llama_tokenizer import check_convertible, convert_tokenizer_model
+from tunesmith.model.llama_tokenizer import (
+    TOKENIZER,
+    TOKENIZER_JSON,
+    check_convertible,
+    convert_tokenizer_model,
+    copy_tokenizer_json,
+)
 from tunesmith.model.tensor_files import (
     Spec,
     Tensors,
@@ -38,9 +47,8 @@ from tunesmith.model.tensor_files import (
 )
 from tunesmith.protocols import EventSink
 
-PARAMS, TOKENIZER = "params.json", "tokenizer.model"
+PARAMS = "params.json"
 _ORIGINAL = "original"  # folder inside a transformers folder that keeps params.json as it was published
-SHARDS = (1, 2, 4, 8)
 
 # name in the original -> (name in transformers, axis along which ranks share the tensor; None: every rank has it whole)
 _OUTER: dict[str, tuple[str, int | None]] = {
@@ -59,7 +67,6 @@ _LAYER: dict[str, tuple[str, int | None]] = {
     "attention_norm.weight": ("input_layernorm.weight", None),
     "ffn_norm.weight": ("post_attention_layernorm.weight", None),
 }
-_COMPUTED = "rope.freqs"  # rotary frequencies, which some files hold: they follow from params.json
 _HEAD, _EMBEDDING = "output.weight", "tok_embeddings.weight"
 
 
@@ -89,8 +96,8 @@ def read_original(
     """Write the transformers folder of an original checkpoint.
 
     context_length: tokens the model was trained for, which params.json does not say; None = what its sizes tell (see
-    llama_sizes.py), with a note. tokenizer: tokenizer.model, None = in the folder or beside it. An output matrix equal to
-    the embedding is tied. ModelError where something is missing, damaged, or no LLaMA.
+    llama_sizes.py), with a note. tokenizer: tokenizer.model or tokenizer.json, None = in the folder or beside it. An output
+    matrix equal to the embedding is tied. ModelError where something is missing, damaged, or no LLaMA.
     """
     refuse_existing(out_dir)
     params = _read_params(folder)
@@ -98,11 +105,15 @@ def read_original(
     check_room(out_dir, sum(file.stat().st_size for file in files), "the transformers folder")
     tokenizer = _find_tokenizer(folder) if tokenizer is None else tokenizer
     check_convertible(tokenizer)
-    check_sums(folder, files, events)
+    as_published = check_sums(folder, files, events)
     shards = [load_shard(file) for file in files]
     sizes = sizes_of_params(params, _shapes(shards[0]), len(shards), context_length, folder / PARAMS)
+    check_layers(shards[0], sizes, folder / PARAMS)
     places = {place.name: place for place in _places(sizes)}
     _check_names(shards, places, files)
+    check_rotary(shards, sizes, files)
+    if not as_published:
+        check_same_model(shards, files)
     specs = {place.hf_name: _joined_spec(place, shards, sizes, folder) for place in places.values()}
     tied = torch.equal(_join(places[_HEAD], shards), _join(places[_EMBEDDING], shards))
     if tied:
@@ -156,7 +167,7 @@ def write_original(model_dir: Path, out_dir: Path, *, num_shards: int, events: E
                 done += shard[place.name].nbytes
                 events.emit(Progress(task="convert weights", done=min(done, total), total=total, unit="bytes"))
             if not sizes.is_llama_3:
-                shard[_COMPUTED] = sizes.rotary_frequencies().to(shard[_EMBEDDING].dtype)
+                shard[COMPUTED] = sizes.rotary_frequencies().to(shard[_EMBEDDING].dtype)
             file = making / f"consolidated.{number:02d}.pth"
             save_shard(shard, file)
             sums[file.name] = digest_md5(file)
@@ -207,7 +218,7 @@ def _join(place: _Place, shards: list[Shard]) -> torch.Tensor:
 def _joined_spec(place: _Place, shards: list[Shard], sizes: LlamaSizes, folder: Path) -> Spec:
     parts = [shard[place.name] for shard in shards]
     shape = list(parts[0].shape)
-    if place.axis is not None:
+    if place.axis is not None and all(part.ndim == 2 for part in parts):
         shape[place.axis] = sum(part.shape[place.axis] for part in parts)
     expected = sizes.shape_of(place.hf_name)
     if tuple(shape) != expected or len({part.dtype for part in parts}) > 1:
@@ -233,7 +244,7 @@ def _shapes(shard: Shard) -> dict[str, tuple[int, ...]]:
 
 def _check_names(shards: list[Shard], places: Mapping[str, _Place], files: list[Path]) -> None:
     for shard, file in zip(shards, files, strict=True):
-        names = {name for name in shard if not name.endswith(_COMPUTED)}
+        names = {name for name in shard if not name.endswith(COMPUTED)}
         odd = sorted(names ^ set(places))
         if odd:
             state = "lacks" if odd[0] in places else "holds"
@@ -263,8 +274,9 @@ def _read_params(folder: Path) -> dict[str, Any]:
 
 def _find_tokenizer(folder: Path) -> Path:
     for place in (folder, folder.absolute().parent):
-        if (place / TOKENIZER).is_file():
-            return place / TOKENIZER
+        for name in (TOKENIZER, TOKENIZER_JSON):
+            if (place / name).is_file():
+                return place / name
     raise ModelError(
         f"there is no {TOKENIZER} here or in the folder above",
         where=str(folder),
@@ -303,8 +315,8 @@ def _write_configs(out_dir: Path, sizes: LlamaSizes, *, tied: bool, dtype: torch
 
 
 def _check_divisible(sizes: LlamaSizes, num_shards: int) -> None:
-    if num_shards not in SHARDS:
-        raise RecipeError(f"expected {', '.join(map(str, SHARDS))} shards, found {num_shards}", where="--shards")
+    if num_shards < 1:
+        raise RecipeError(f"expected at least 1 shard, found {num_shards}", where="--shards")
     shared = {
         "attention heads": sizes.num_heads,
         "key-value heads": sizes.num_kv_heads,
@@ -314,8 +326,12 @@ def _check_divisible(sizes: LlamaSizes, num_shards: int) -> None:
     }
     for what, number in shared.items():
         if number % num_shards:
+            divisor = math.gcd(*shared.values())
+            fitting = ", ".join(str(count) for count in range(1, divisor + 1) if divisor % count == 0)
             raise ModelError(
-                f"{number:,} {what} cannot be shared by {num_shards} ranks", hint="choose a smaller number of shards"
+                f"{number:,} {what} cannot be shared by {num_shards} ranks",
+                where="--shards",
+                hint=f"this model can be cut into {fitting}",
             )
 
 
@@ -360,5 +376,8 @@ def _copy_tokenizer(model_dir: Path, out_dir: Path, events: EventSink) -> None:
     if (model_dir / TOKENIZER).is_file():
         shutil.copyfile(model_dir / TOKENIZER, out_dir / TOKENIZER)
         return
-    message = f"the model folder has no {TOKENIZER}, and the original code reads no other: only weights were written"
+    message = f"the model has no {TOKENIZER}, and the original code reads no other tokenizer"
+    if (model_dir / TOKENIZER_JSON).is_file():
+        copy_tokenizer_json(model_dir / TOKENIZER_JSON, out_dir)
+        message += f": its {TOKENIZER_JSON} lies beside the weights, for `tunesmith weights from-llama`"
     events.emit(Note(level="warning", message=message))

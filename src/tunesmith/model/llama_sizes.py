@@ -91,21 +91,22 @@ def sizes_of_params(
     ModelError where a size is missing or no number.
     """
     dim, num_heads = _number(params, "dim", where), _number(params, "n_heads", where)
-    theta = float(params.get("rope_theta") or 10_000.0)
-    factor = _scaling_factor(params, dim)
-    rows = shapes.get("output.weight", (0,))[0] * num_shards
-    vocab_size = params.get("vocab_size") if (params.get("vocab_size") or -1) > 0 else rows
+    num_kv_heads = num_heads if params.get("n_kv_heads") is None else _number(params, "n_kv_heads", where)
+    _check_heads(dim, num_heads, num_kv_heads, where)
+    theta = _real(params, "rope_theta", 10_000.0, where)
+    factor = _scaling_factor(params, dim, where)
+    counted = params.get("vocab_size") in (None, -1)  # as Meta publishes it
     llama_3 = theta == _LLAMA_3_THETA or factor is not None
-    embedding = shapes.get("tok_embeddings.weight", (0, 0))
+    embedding = shapes.get("tok_embeddings.weight") or (0, 0)
     by_rows = llama_3 if num_shards == 1 else embedding[-1] == dim
     return LlamaSizes(
         dim=dim,
-        ffn_dim=shapes.get("layers.0.feed_forward.w1.weight", (0,))[0] * num_shards,
+        ffn_dim=_rows(shapes, "layers.0.feed_forward.w1.weight") * num_shards,
         num_layers=_number(params, "n_layers", where),
         num_heads=num_heads,
-        num_kv_heads=int(params.get("n_kv_heads") or num_heads),
-        vocab_size=int(vocab_size or 0),
-        norm_eps=float(params.get("norm_eps", 1e-5)),
+        num_kv_heads=num_kv_heads,
+        vocab_size=_rows(shapes, "output.weight") * num_shards if counted else _number(params, "vocab_size", where),
+        norm_eps=_real(params, "norm_eps", 1e-5, where),
         rope_theta=theta,
         scaling_factor=factor,
         context_length=context_length or _usual_context(theta, factor),
@@ -116,10 +117,14 @@ def sizes_of_params(
 
 def sizes_of_config(config: Mapping[str, Any], where: Path) -> LlamaSizes:
     """From config.json. ModelError for a model that the original code cannot run."""
-    architecture = (config.get("architectures") or ["?"])[0]
+    named = config.get("architectures")
+    architecture = named[0] if isinstance(named, list) and named else "?"
     if architecture != "LlamaForCausalLM":
         raise ModelError(f"the original LLaMA code runs LlamaForCausalLM, this is {architecture}", where=str(where))
-    dim, num_heads = int(config["hidden_size"]), int(config["num_attention_heads"])
+    dim, num_heads = _number(config, "hidden_size", where), _number(config, "num_attention_heads", where)
+    kv_heads = config.get("num_key_value_heads")
+    num_kv_heads = num_heads if kv_heads is None else _number(config, "num_key_value_heads", where)
+    _check_heads(dim, num_heads, num_kv_heads, where)
     faults = {
         "attention_bias": bool(config.get("attention_bias")),
         "mlp_bias": bool(config.get("mlp_bias")),
@@ -129,21 +134,25 @@ def sizes_of_config(config: Mapping[str, Any], where: Path) -> LlamaSizes:
     for key, wrong in faults.items():
         if wrong:
             raise ModelError(f"the original LLaMA code has no place for {key}: {config[key]}", where=str(where))
-    old = {"rope_theta": config.get("rope_theta"), **(config.get("rope_scaling") or {})}
-    rope = {**old, **(config.get("rope_parameters") or {})}
-    theta = float(rope.get("rope_theta") or 10_000.0)
+    rope = {"rope_theta": config.get("rope_theta")}
+    for key in ("rope_scaling", "rope_parameters"):
+        given = config.get(key) or {}
+        if not isinstance(given, dict):
+            raise ModelError(f"expected an object under `{key}`, found {given!r}", where=str(where))
+        rope |= given
+    theta = _real(rope, "rope_theta", 10_000.0, where)
     factor = _llama_3_factor(rope, where)
     return LlamaSizes(
         dim=dim,
-        ffn_dim=int(config["intermediate_size"]),
-        num_layers=int(config["num_hidden_layers"]),
+        ffn_dim=_number(config, "intermediate_size", where),
+        num_layers=_number(config, "num_hidden_layers", where),
         num_heads=num_heads,
-        num_kv_heads=int(config.get("num_key_value_heads") or num_heads),
-        vocab_size=int(config["vocab_size"]),
-        norm_eps=float(config["rms_norm_eps"]),
+        num_kv_heads=num_kv_heads,
+        vocab_size=_number(config, "vocab_size", where),
+        norm_eps=_real(config, "rms_norm_eps", 1e-6, where),
         rope_theta=theta,
         scaling_factor=factor,
-        context_length=int(config["max_position_embeddings"]),
+        context_length=_number(config, "max_position_embeddings", where),
         context_is_guessed=False,
         embedding_axis=0 if theta == _LLAMA_3_THETA or factor is not None else 1,
     )
@@ -163,7 +172,7 @@ def params_of(sizes: LlamaSizes) -> dict[str, Any]:
         params["rope_theta"] = sizes.rope_theta
     if sizes.scaling_factor is not None:
         params["use_scaled_rope"] = True
-        if sizes.scaling_factor != _scaling_factor(params, sizes.dim):
+        if sizes.scaling_factor != _usual_factor(sizes.dim):
             params["rope_scaling_factor"] = sizes.scaling_factor
     return params
 
@@ -192,10 +201,12 @@ def _usual_context(theta: float, factor: float | None) -> int:
     return {_LLAMA_3_THETA: 8192, _CODE_LLAMA_THETA: 16_384}.get(theta, 2048)
 
 
-def _scaling_factor(params: Mapping[str, Any], dim: int) -> float | None:
-    if not params.get("use_scaled_rope"):
-        return None
-    return float(params.get("rope_scaling_factor") or (_SMALL_SCALING_FACTOR if dim <= _SMALL_DIM else _SCALING_FACTOR))
+def _scaling_factor(params: Mapping[str, Any], dim: int, where: Path) -> float | None:
+    return _real(params, "rope_scaling_factor", _usual_factor(dim), where) if params.get("use_scaled_rope") else None
+
+
+def _usual_factor(dim: int) -> float:
+    return _SMALL_SCALING_FACTOR if dim <= _SMALL_DIM else _SCALING_FACTOR
 
 
 def _llama_3_factor(rope: Mapping[str, Any], where: Path) -> float | None:
@@ -207,11 +218,33 @@ def _llama_3_factor(rope: Mapping[str, Any], where: Path) -> float | None:
         raise ModelError(
             f"the original LLaMA code has no rotary scaling of type {kind!r} with these values", where=str(where)
         )
-    return float(rope["factor"])
+    return _real(rope, "factor", _SCALING_FACTOR, where)
+
+
+def _check_heads(dim: int, num_heads: int, num_kv_heads: int, where: Path) -> None:
+    if dim % (2 * num_heads) or num_heads % num_kv_heads:
+        raise ModelError(
+            f"{dim:,} columns, {num_heads:,} heads and {num_kv_heads:,} key-value heads do not fit each other",
+            where=str(where),
+            hint="heads have an even number of columns each, and share key-value heads evenly",
+        )
+
+
+def _rows(shapes: Mapping[str, tuple[int, ...]], name: str) -> int:
+    """0 where it is no matrix, which the check of every shape then says."""
+    shape = shapes.get(name, ())
+    return shape[0] if len(shape) == 2 else 0
 
 
 def _number(params: Mapping[str, Any], key: str, where: Path) -> int:
     value = params.get(key)
-    if not isinstance(value, int) or value < 1:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise ModelError(f"expected a number under `{key}`, found {value!r}", where=str(where))
     return value
+
+
+def _real(fields: Mapping[str, Any], key: str, usual: float, where: Path) -> float:
+    value = usual if fields.get(key) is None else fields[key]
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < math.inf:
+        raise ModelError(f"expected a number above 0 under `{key}`, found {value!r}", where=str(where))
+    return float(value)

@@ -1,5 +1,5 @@
 """tokenizer.model as LLaMA publishes it, turned into a tokenizer.json that gives the same ids: SentencePiece BPE (Llama 1, 2)
-and ranked byte pairs in tiktoken's form (Llama 3).
+and ranked byte pairs in tiktoken's form (Llama 3). A tokenizer.json, of a model that was made elsewhere, is taken as it is.
 
 The original file is kept beside the new one. Refuses to know weights.
 """
@@ -25,6 +25,9 @@ from tunesmith.model.llama_sizes import LlamaSizes
 from tunesmith.model.pretokenizers import PRE_TOKENIZERS
 from tunesmith.protocols import EventSink
 
+TOKENIZER, TOKENIZER_JSON = "tokenizer.model", "tokenizer.json"
+_BESIDE_JSON = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja")
+
 _MOST_DIFFERENT = (
     0.01  # share of probe texts: pieces of equal score (a merged vocabulary) leave the order of merges open
 )
@@ -42,8 +45,15 @@ def check_convertible(path: Path) -> None:
     neither form or is not there."""
     if not path.is_file():
         raise ModelError("there is no such tokenizer file", where=str(path))
-    if not _is_tiktoken(path):
+    if path.name != TOKENIZER_JSON and not _is_tiktoken(path):
         _open_sentencepiece(path)
+
+
+def copy_tokenizer_json(path: Path, out_dir: Path) -> None:
+    """A tokenizer.json with the files that belong to it (special tokens, chat template)."""
+    for name in (TOKENIZER_JSON, *_BESIDE_JSON):
+        if (path.parent / name).is_file():
+            shutil.copyfile(path.parent / name, out_dir / name)
 
 
 def convert_tokenizer_model(path: Path, out_dir: Path, *, sizes: LlamaSizes, events: EventSink) -> tuple[int, int]:
@@ -51,6 +61,8 @@ def convert_tokenizer_model(path: Path, out_dir: Path, *, sizes: LlamaSizes, eve
 
     ModelError where the result would give other ids than the original, on probe texts and on the vocabulary itself.
     """
+    if path.name == TOKENIZER_JSON:
+        return _take_json(path, out_dir, sizes)
     tokenizer, special = _from_tiktoken(path, sizes) if _is_tiktoken(path) else _from_sentencepiece(path, events)
     wrapped = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
@@ -60,15 +72,36 @@ def convert_tokenizer_model(path: Path, out_dir: Path, *, sizes: LlamaSizes, eve
     )
     with quiet_transformers():
         wrapped.save_pretrained(out_dir)
-    shutil.copyfile(path, out_dir / "tokenizer.model")
+    shutil.copyfile(path, out_dir / TOKENIZER)
     known = tokenizer.get_vocab(with_added_tokens=True)
-    if tokenizer.get_vocab_size() > sizes.vocab_size:
+    _check_size(tokenizer.get_vocab_size(), sizes, path)
+    return known[special["bos_token"]], known[special["eos_token"]]
+
+
+def _take_json(path: Path, out_dir: Path, sizes: LlamaSizes) -> tuple[int, int]:
+    """The files as they are, and the ids of beginning and end of text that they name."""
+    copy_tokenizer_json(path, out_dir)
+    with quiet_transformers():
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(out_dir, local_files_only=True)
+    _check_size(len(tokenizer), sizes, path)
+    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+    if bos is None or eos is None:
+        missing = "beginning" if bos is None else "end"
         raise ModelError(
-            f"the tokenizer has {tokenizer.get_vocab_size():,} tokens, the model {sizes.vocab_size:,}",
+            f"no token is named for the {missing} of a text",
+            where=str(path.with_name("tokenizer_config.json")),
+            hint="copy tokenizer_config.json with `bos_token` and `eos_token` beside tokenizer.json",
+        )
+    return int(bos), int(eos)
+
+
+def _check_size(num_tokens: int, sizes: LlamaSizes, path: Path) -> None:
+    if num_tokens > sizes.vocab_size:
+        raise ModelError(
+            f"the tokenizer has {num_tokens:,} tokens, the model {sizes.vocab_size:,}",
             where=str(path),
             hint="it belongs to another model",
         )
-    return known[special["bos_token"]], known[special["eos_token"]]
 
 
 def _from_sentencepiece(path: Path, events: EventSink) -> tuple[Tokenizer, dict[str, str]]:
@@ -207,6 +240,11 @@ def _read_ranks(path: Path) -> dict[bytes, int]:
             raise ModelError(f"expected base64 and a rank, found {line[:60]!r}", where=f"{path}:{number}") from error
     if sorted(ranks.values()) != list(range(len(ranks))):
         raise ModelError("the ranks do not count up from 0", where=str(path))
+    missing = [byte for byte in range(256) if bytes([byte]) not in ranks]
+    if missing:
+        raise ModelError(
+            f"{len(missing)} of the 256 single bytes have no rank, so not every text could be cut", where=str(path)
+        )
     return ranks
 
 
@@ -216,8 +254,11 @@ def _open_sentencepiece(path: Path) -> Any:
     except ImportError as error:
         raise MissingExtra("sentencepiece", "llama", "reading a tokenizer.model of Llama 1 or 2") from error
     try:
-        return sentencepiece.SentencePieceProcessor(model_file=str(path))
-    except (RuntimeError, OSError) as error:
+        model = sentencepiece.SentencePieceProcessor(model_file=str(path))
+        for index in range(model.get_piece_size()):
+            model.id_to_piece(index)  # a damaged file can hold pieces that are no text
+        return model
+    except (RuntimeError, OSError, UnicodeDecodeError) as error:
         raise ModelError(
             "this is neither a SentencePiece model nor a list of ranks", where=str(path), hint="fetch it again"
         ) from error

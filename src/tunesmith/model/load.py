@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from tunesmith.errors import ModelError
 from tunesmith.model.adapters import linear_paths, load_adapter
+from tunesmith.model.config_faults import CONFIG_FAULTS, first_line
 from tunesmith.model.folder import read_config, read_safetensors_header, refuse_remote_code, weight_files
 from tunesmith.model.gguf import quiet_transformers
 from tunesmith.model.quantised import loading_options, round_like_4_bits
@@ -55,9 +56,8 @@ def load_model(path: Path, *, device: str, dtype: torch.dtype, quantised: bool =
                 **more,
                 **options,
             )
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        first = str(error).strip().partition("\n")[0]
-        raise ModelError(f"transformers cannot load this model: {first}", where=str(path)) from error
+    except CONFIG_FAULTS as error:
+        raise ModelError(f"transformers cannot load this model: {first_line(error)}", where=str(path)) from error
     model, info = cast("tuple[PreTrainedModel, dict[str, Any]]", loaded)
     _check_whole(info, path)
     if quantised:  # transformers put it on its device and refuses to move it

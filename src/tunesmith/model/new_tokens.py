@@ -15,10 +15,13 @@ from tokenizers import Tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from tunesmith.errors import ModelError, RecipeError
+from tunesmith.model.config_faults import CONFIG_FAULTS, first_line
+from tunesmith.model.folder import read_json
 from tunesmith.model.gguf import quiet_transformers
 from tunesmith.model.tensor_files import Spec, Tensors, write_json
 
 _WHERE = "recipe.base_model.add_tokens"
+_DAMAGED = "the base model's weights are damaged: fetch them again"
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,8 @@ class GrownRows:
         if name not in self.tables:
             return tensor
         mean = tensor[: min(self.new_ids)].mean(0, dtype=torch.float64)
+        if not bool(torch.isfinite(mean).all()):
+            raise ModelError(f"{name} holds numbers that are not finite, so new rows have no mean", hint=_DAMAGED)
         grown = torch.empty((self.vocab_size, *tensor.shape[1:]), dtype=tensor.dtype)
         grown[: tensor.shape[0]] = tensor
         grown[tensor.shape[0] :] = mean.to(tensor.dtype)
@@ -54,8 +59,12 @@ def add_to_tokenizer(folder: Path, texts: Sequence[str]) -> tuple[tuple[str, int
     path = folder / "tokenizer.json"
     if not path.is_file():
         raise ModelError("new tokens need a tokenizer.json, and the model has none", where=str(folder))
-    raw = json.loads(path.read_bytes())
-    tokenizer = Tokenizer.from_file(str(path))
+    raw = read_json(path)
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # the tokenizers library raises bare Exception
+        raise ModelError(f"the tokenizer cannot be read: {error}", where=str(path)) from error
+    raw.setdefault("added_tokens", [])
     special = {token["content"] for token in raw["added_tokens"]}
     taken = [*tokenizer.get_vocab(with_added_tokens=True).values()]
     added: list[tuple[str, int]] = []
@@ -81,9 +90,12 @@ def add_to_tokenizer(folder: Path, texts: Sequence[str]) -> tuple[tuple[str, int
 
 def plan_rows(model_dir: Path, new_ids: Sequence[int]) -> GrownRows:
     """The tables of a model folder that need a row for each id. ModelError where they cannot be found."""
-    with quiet_transformers(), torch.device("meta"):
-        config = AutoConfig.from_pretrained(model_dir, local_files_only=True)
-        model = AutoModelForCausalLM.from_config(config)
+    try:
+        with quiet_transformers(), torch.device("meta"):
+            config = AutoConfig.from_pretrained(model_dir, local_files_only=True)
+            model = AutoModelForCausalLM.from_config(config)
+    except CONFIG_FAULTS as error:
+        raise ModelError(f"transformers cannot use this model: {first_line(error)}", where=str(model_dir)) from error
     modules = [model.get_input_embeddings(), model.get_output_embeddings()]
     wanted = {id(parameter) for module in modules if module is not None for parameter in module.parameters()}
     tensors = Tensors(model_dir)
@@ -109,7 +121,7 @@ def _list_in_config(path: Path, added: Sequence[tuple[str, int]]) -> None:
     """Older folders list added tokens once more in tokenizer_config.json; there they must agree."""
     if not path.is_file():
         return
-    settings = json.loads(path.read_bytes())
+    settings = read_json(path)
     listed = settings.get("added_tokens_decoder")
     if isinstance(listed, dict):
         flags = {"lstrip": False, "normalized": False, "rstrip": False, "single_word": False, "special": True}

@@ -17,6 +17,7 @@ from tunesmith.errors import ModelError, StoreError
 from tunesmith.events import Note
 from tunesmith.model import cache, catalog
 from tunesmith.model.adapters import merge_adapter, read_fields
+from tunesmith.model.folder import VALUE_HEAD
 from tunesmith.model.load import ADAPTER_DIR, MODEL_DIR, load_checkpoint
 from tunesmith.model.whole import TEMPLATE, save_whole, set_template
 from tunesmith.protocols import EventSink
@@ -103,6 +104,9 @@ def _make(checkpoint: Artifact, folder: Path, events: EventSink) -> None:
         base_dir, licence = base_of(checkpoint, events)
         model = load_checkpoint(checkpoint, base_dir, device="cpu", dtype=torch.float32)
         save_whole(merge_adapter(model), base_dir, folder)
+    head = checkpoint.path / VALUE_HEAD
+    if head.is_file():  # where a later PPO begins
+        shutil.copyfile(head, folder / VALUE_HEAD)
     template = checkpoint.file(TEMPLATE)
     if template.is_file():
         set_template(folder, template.read_text(encoding="utf-8"), checkpoint.facts["stop_ids"])

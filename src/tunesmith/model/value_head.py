@@ -1,7 +1,7 @@
 """A scalar head: one number per token from the last hidden state, for reward models and for PPO's value function.
 
-Owns the linear map and its file. Refuses to know which token is read, losses and data. It lives beside the adapters because
-training makes it and rewards read it.
+Owns the linear map, its file, and the token at which an answer's score is read. Refuses to know losses and data. It lives
+beside the adapters because training makes it and rewards read it.
 
 The file is `value_head.safetensors` with v_head.summary.weight (1, D) and .bias (1,), the names under which TRL and
 LLaMA-Factory keep theirs, in fp32.
@@ -10,18 +10,25 @@ LLaMA-Factory keep theirs, in fp32.
 from __future__ import annotations
 
 import math
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import nn
 
-from tunesmith.errors import ModelError
+from tunesmith.errors import DataError, ModelError
+from tunesmith.model.folder import VALUE_HEAD
 from tunesmith.store import write_atomic
 
-VALUE_HEAD = "value_head.safetensors"
+ATTACHED = "value_head"
+"""Name of a head that is trained with a model, among the model's modules."""
+
 _WEIGHT, _BIAS = "v_head.summary.weight", "v_head.summary.bias"
 
 
@@ -85,6 +92,28 @@ def load_value_head(folder: Path, width: int) -> ValueHead:
             )
         parameter.data.copy_(found)
     return head
+
+
+def scored_token(loss_mask: NDArray[np.integer] | NDArray[np.bool_] | Sequence[bool]) -> int:
+    """Where a rendered answer's score is read: its last supervised token, which is the stop token of the turn.
+
+    What the template writes after it says nothing about the answer, and a causal model has not read it there. Training a
+    reward model and asking one take the same place. DataError for a mask without a target.
+    """
+    places = np.flatnonzero(np.asarray(loss_mask))
+    if not len(places):
+        raise DataError("the answer has no token, so it has no place where a score could be read")
+    return int(places[-1])
+
+
+@contextmanager
+def attached(model: nn.Module, head: ValueHead) -> Generator[None]:
+    """Inside, the head is one of the model's modules, so what trains the model trains it too."""
+    model.add_module(ATTACHED, head)
+    try:
+        yield
+    finally:
+        delattr(model, ATTACHED)
 
 
 def _named(head: ValueHead) -> dict[str, nn.Parameter]:

@@ -30,8 +30,9 @@ def load_stored_dtype(base_dir: Path) -> torch.dtype:
     return torch.bfloat16 if "BF16" in found else names.get(sorted(found)[0], torch.float32)
 
 
-def save_whole(model: PreTrainedModel, base_dir: Path, folder: Path) -> None:
-    """Write the model, cast once to the dtype of the base model's files, with the base's tokenizer and template.
+def save_whole(model: PreTrainedModel, base_dir: Path, folder: Path) -> torch.dtype:
+    """Write the model, cast once to the dtype of the base model's files, with the base's tokenizer and template. Returns
+    that dtype.
 
     `model` is cast in place. StoreError where the disk is full.
     """
@@ -43,7 +44,7 @@ def save_whole(model: PreTrainedModel, base_dir: Path, folder: Path) -> None:
         try:
             model.save_pretrained(folder, max_shard_size="4GB")
         except (OSError, SafetensorError) as error:
-            free = shutil.disk_usage(folder).free
+            free = shutil.disk_usage(folder if folder.is_dir() else folder.absolute().parent).free
             raise StoreError(
                 f"the model cannot be written ({free:,} bytes free): {error}", where=str(folder), hint="free some space"
             ) from error
@@ -51,6 +52,7 @@ def save_whole(model: PreTrainedModel, base_dir: Path, folder: Path) -> None:
         file.chmod(0o644)  # written readable by their owner alone
     _forget_place(folder / "config.json", base_dir)
     copy_tokenizer(base_dir, folder)
+    return stored
 
 
 def copy_tokenizer(base_dir: Path, folder: Path) -> None:

@@ -16,6 +16,7 @@ from tunesmith.recipe.align import Align, Prefer
 from tunesmith.recipe.optimisation import Optimisation
 from tunesmith.recipe.pretrain import Pretrain
 from tunesmith.recipe.results import Evaluate, Export
+from tunesmith.recipe.reward_model import RewardModel
 from tunesmith.recipe.rows import Curate, Ingest, Tokenize, split_sampled
 from tunesmith.recipe.runtime import Runtime
 from tunesmith.recipe.section import Section
@@ -25,7 +26,7 @@ from tunesmith.recipe.tuning import BaseModelSection, Train
 
 __all__ = [
     "SYNONYMS", "Align", "BaseModelSection", "Curate", "Evaluate", "Export", "Generate", "Ingest", "Optimisation", "Prefer",
-    "Pretrain", "Recipe", "Runtime", "Section", "TeacherSection", "Tokenize", "Train", "split_sampled",
+    "Pretrain", "Recipe", "RewardModel", "Runtime", "Section", "TeacherSection", "Tokenize", "Train", "split_sampled",
 ]  # fmt: skip
 
 
@@ -54,6 +55,7 @@ class Recipe(BaseModel):
     train: Train = Train()
     pretrain: Pretrain | None = None
     prefer: Prefer | None = None
+    reward_model: RewardModel | None = None
     align: Align | None = None
     evaluate: Evaluate | None = Evaluate()
     export: Export | None = Export()
@@ -65,6 +67,15 @@ class Recipe(BaseModel):
             raise ValueError("there is nothing to learn from: name `ingest.files`, or add a `generate` section")
         if self.generate is not None and self.generate.generator == "distill" and not self.ingest.task:
             raise ValueError("`generate.generator: distill` works from `ingest.task`, which is missing")
+        return self
+
+    @model_validator(mode="after")
+    def _the_own_reward_model_is_there(self) -> Recipe:
+        if self.align is not None and self.reward_model is None and self.align.uses_own_reward_model:
+            raise ValueError(
+                "`align` is rewarded by a reward model, and none is named: add a section `reward_model` that trains one, "
+                "or name its folder: `rewards: [{reward_model: FOLDER}]`"
+            )
         return self
 
     @model_validator(mode="after")

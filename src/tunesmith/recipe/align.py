@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from tunesmith.recipe.optimisation import Optimisation
-from tunesmith.recipe.rewards import RewardList
+from tunesmith.recipe.rewards import RewardList, RewardModelOptions, is_own_reward_model
 from tunesmith.recipe.section import Auto, RngSeed, Section
 from tunesmith.recipe.teaching import TeacherSection
 
@@ -73,13 +73,18 @@ class Prefer(Section):
             )
         if any(reward.asks_teacher for reward in self.rewards) and self.teacher is None:
             raise ValueError("the reward `judge` asks a teacher: add `prefer.teacher`")
+        if any(map(is_own_reward_model, self.rewards)):
+            raise ValueError(
+                "the recipe's own reward model learns from the pairs that `prefer` makes, so it cannot judge them: name "
+                "the folder of another one: `rewards: [{reward_model: FOLDER}]`"
+            )
         return self
 
 
 class Align(Optimisation):
     """How the tuned model is moved by comparisons or rewards."""
 
-    loss: str = "dpo"
+    loss: Literal["dpo", "ipo", "orpo", "simpo", "kto", "grpo", "rloo", "ppo"] = "dpo"
     """dpo, ipo, orpo, simpo: pairs; kto: labelled answers; grpo, rloo, ppo: rewards of answers sampled on the way."""
 
     beta: Annotated[float, Field(gt=0)] = 0.1
@@ -113,7 +118,7 @@ class Align(Optimisation):
     """Hard stop of the judge: worst-case cost is reserved before a request is sent."""
 
     max_failures: int = Field(default=20, ge=0)
-    """Answers of the judge that may fail before the stage gives up."""
+    """Answers of the judge that may fail before the stage gives up; so many sampled answers in a row may have no reward."""
 
     num_generations: int = Field(default=8, ge=2, le=1024)
     """Answers sampled for each prompt."""
@@ -139,8 +144,9 @@ class Align(Optimisation):
     kl_weight: float = Field(default=0.0, ge=0)
     """Weight of the divergence from the model before alignment."""
 
-    normalisation: Literal["sequence", "token", "constant"] = "token"
-    """What a token counts: its answer counts 1, it counts 1 itself, or 1 / max_tokens."""
+    normalisation: Literal["sequence", "token", "constant"] | Auto = "auto"
+    """What a token counts: its answer counts 1, it counts 1 itself, or 1 / max_tokens; auto = token (grpo, ppo). rloo has
+    one of its own: a mean over answers, each as a whole."""
 
     advantage_scale: Literal["group", "batch", "none"] = "group"
     """Rewards are divided by the deviation of their group, of all, or not (grpo)."""
@@ -154,9 +160,37 @@ class Align(Optimisation):
     value_weight: float = Field(default=0.1, ge=0)
     """What the value function's loss counts beside the policy's (ppo)."""
 
+    value_function: Literal["auto", "new", "reward_model"] = "auto"
+    """Where the value function begins (ppo): auto = at the one that an earlier PPO left with the base model, else new;
+    reward_model = at the head of the first reward model in `rewards`."""
+
     def file_names(self) -> list[str]:
         rewards = [name for reward in self.rewards for name in reward.file_names()]
         return [*rewards, *(self.teacher.file_names() if self.teacher else [])]
+
+    @property
+    def uses_own_reward_model(self) -> bool:
+        """Whether answers are rewarded by the reward model that the recipe itself trains."""
+        return any(map(is_own_reward_model, self.rewards))
+
+    @model_validator(mode="after")
+    def _the_value_function_begins_somewhere(self) -> Align:
+        listed = any(isinstance(reward, RewardModelOptions) for reward in self.rewards)
+        if self.value_function == "reward_model" and not (self.loss == "ppo" and listed):
+            raise ValueError(
+                "`value_function: reward_model` begins the value function of `loss: ppo` at the head of a reward model: list one "
+                "in `rewards`"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _rloo_is_a_mean_over_answers(self) -> Align:
+        if self.loss == "rloo" and self.normalisation != "auto":
+            raise ValueError(
+                f"`normalisation: {self.normalisation}` is none of rloo, which is a mean over answers, each with its whole "
+                "log-probability: leave it out, or take `loss: grpo`"
+            )
+        return self
 
     @model_validator(mode="after")
     def _rewards_are_where_they_are_needed(self) -> Align:

@@ -83,11 +83,12 @@ class RewardModelOptions(RewardOptions):
 
     name: Literal["reward_model"] = "reward_model"
     chief: ClassVar[str | None] = "model"
-    model: str
-    """Folder of its checkpoint: adapter or model, value_head.safetensors and the chat template."""
+    model: str | None = None
+    """Folder of its checkpoint: adapter or model, value_head.safetensors and the chat template; none = what the recipe's
+    section `reward_model` trains."""
 
     def file_names(self) -> list[str]:
-        return [self.model]
+        return [] if self.model is None else [self.model]
 
 
 REWARD_OPTIONS: dict[str, type[RewardOptions]] = {
@@ -99,6 +100,11 @@ REWARD_OPTIONS: dict[str, type[RewardOptions]] = {
 def read_reward(value: Any) -> RewardOptions:
     """One entry of the list. ValueError names the nearest reward or option."""
     return value if isinstance(value, RewardOptions) else read_listed(value, "reward", REWARD_OPTIONS)
+
+
+def is_own_reward_model(options: RewardOptions) -> bool:
+    """Whether this means the reward model that the recipe itself trains."""
+    return isinstance(options, RewardModelOptions) and options.model is None
 
 
 RewardList = tuple[Annotated[SerializeAsAny[RewardOptions], BeforeValidator(read_reward)], ...]

@@ -32,6 +32,14 @@ class Runtime(Section):
             return self.num_threads
         return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
+    num_processes: Annotated[int, Field(ge=1)] | Auto = "auto"
+    """Processes that train together on this machine; auto = one for each CUDA device torch sees, 1 on a CPU. Under torchrun
+    its own number counts."""
+
+    shard_weights: bool | Auto = "auto"
+    """Spread weights, gradients and optimiser over the training processes (FSDP2); auto = where one CUDA device cannot
+    hold them."""
+
     workers: Literal["local", "ray"] = "local"
     """Where rows are read, filtered and rendered: processes of this machine, or a Ray cluster ($RAY_ADDRESS)."""
 
@@ -55,6 +63,15 @@ class Runtime(Section):
 
     share_prefixes: bool = True
     """Compute what samples of a micro batch begin with in common (a system prompt, earlier turns) only once."""
+
+    trim_last_block: bool = True
+    """Leave out of the last block what no loss reads: its MLP on rows that predict nothing."""
+
+    compile_blocks: bool = False
+    """Compile the model's blocks before the first step (torch.compile; on a CPU it needs a C++ compiler and saves nothing)."""
+
+    cache_activations: bool = True
+    """Where lower blocks are frozen (`trainable_layers`), keep what they compute on disk from the first epoch to the last."""
 
     checkpoint_every_steps: int | Auto = "auto"
     """Steps between training checkpoints; auto = about once a minute."""

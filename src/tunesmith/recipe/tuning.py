@@ -42,8 +42,8 @@ class Train(Optimisation):
     """lora = train small added matrices; dora = and the length of every row; qlora = lora beside a base in 4 bits (needs
     a CUDA device); full = train every weight."""
 
-    loss: str = "cross_entropy"
-    """Which loss of the loss layer is minimised."""
+    loss: Literal["cross_entropy"] = "cross_entropy"
+    """What is minimised: -log p of every supervised token. For comparisons and rewards there is `align`."""
 
     lora_rank: int = Field(default=16, ge=1, le=8192)
     """Rank of the added matrices."""

@@ -72,10 +72,9 @@ def check_trackers(names: Sequence[str]) -> None:
     """MissingExtra where a tracker's package is not installed: before a run begins, not at its first step."""
     for name in names:
         if not any(_is_there(package) for package in _PACKAGES[name]):
-            package = _PACKAGES[name][0]
-            error = MissingExtra(package, "report", f"runtime.report_to: {name}")
-            if name != "tensorboard":
-                error.hint = f"pip install {package}; or leave it out of runtime.report_to"
+            extra = "report" if name == "tensorboard" else name
+            error = MissingExtra(_PACKAGES[name][0], extra, f"runtime.report_to: {name}")
+            error.hint = f"pip install 'tunesmith[{extra}]'; or leave it out of runtime.report_to"
             raise error
 
 

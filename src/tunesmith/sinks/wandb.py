@@ -1,4 +1,5 @@
-"""Weights & Biases. Its own variables hold: WANDB_MODE (offline, disabled), WANDB_API_KEY, WANDB_ENTITY, WANDB_BASE_URL."""
+"""Weights & Biases. Its own variables hold: WANDB_MODE (offline, disabled), WANDB_API_KEY, WANDB_ENTITY, WANDB_PROJECT,
+WANDB_DIR, WANDB_BASE_URL."""
 
 from __future__ import annotations
 
@@ -13,19 +14,27 @@ from tunesmith.sinks.report import TrackedRun
 def open_tracker(run: TrackedRun) -> WeightsAndBiases:
     """See report.Tracker. RuntimeError where it would have to ask for a key."""
     wandb: Any = importlib.import_module("wandb")
-    if os.environ.get("WANDB_MODE", "online") == "online" and not wandb.api.api_key:
+    quiet = wandb.Settings(console="off", silent=True)  # the terminal is ours
+    if wandb.setup(quiet).settings.mode == "online" and not _has_key(wandb):
         raise RuntimeError("there is no API key: run `wandb login`, or set WANDB_MODE=offline")
     return WeightsAndBiases(
         wandb.init(
-            project=run.project,
+            project=os.environ.get("WANDB_PROJECT") or run.project,
             name=run.name,
             id=run.id,
             resume="allow",
             config=run.settings,
-            dir=str(run.folder),
-            settings=wandb.Settings(console="off", silent=True),  # the terminal is ours
+            dir=os.environ.get("WANDB_DIR") or str(run.folder),
+            settings=quiet,
         )
     )
+
+
+def _has_key(wandb: Any) -> bool:
+    try:
+        return bool(wandb.login(prompt=False, verify=False))
+    except TypeError:  # a version whose login can only ask
+        return bool(wandb.api.api_key)
 
 
 class WeightsAndBiases:

@@ -12,8 +12,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from filelock import FileLock, Timeout
+from numpy.typing import NDArray
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -24,16 +26,20 @@ from tunesmith.inference.reward_model import open_reward_model
 from tunesmith.judging.rewards.combining import WeightedRewards
 from tunesmith.model.adapters import AdapterConfig, adapter_layers, load_adapter
 from tunesmith.model.catalog import base_model_path
+from tunesmith.model.freezing import thaw
 from tunesmith.model.load import ADAPTER_DIR, MODEL_DIR, load_model
-from tunesmith.model.value_head import new_value_head
+from tunesmith.model.value_head import ATTACHED, save_value_head
 from tunesmith.protocols import Context, RewardContext
-from tunesmith.recipe import Runtime
+from tunesmith.recipe import Runtime, Train
 from tunesmith.recipe.align import ON_POLICY, REFERENCE_FREE, Align
 from tunesmith.resolve import ALIGN_RATES
 from tunesmith.stages.answers import render_answers
 from tunesmith.stages.judge import LazyJudge
 from tunesmith.stages.rollouts import ROLLOUTS, Rollouts
-from tunesmith.stages.tokenize import TASK, TEMPLATE
+from tunesmith.stages.scalar_heads import first_value_head, with_own_reward_model
+from tunesmith.stages.section_names import errors_name
+from tunesmith.stages.spreading import Spreading, spread_setting, whole_again
+from tunesmith.stages.tokenize import TASK, TEMPLATE, length_limit_of
 from tunesmith.stages.train import (
     LOSSES_FILE,
     METRICS_FILE,
@@ -55,12 +61,12 @@ from tunesmith.training.pairs import labelled_samples, pair_samples, with_refere
 from tunesmith.training.policy_losses import PolicyLoss
 from tunesmith.training.preference_losses import Kto
 from tunesmith.training.probing import probe_model
+from tunesmith.training.ranks import Ranks
 from tunesmith.training.reference import reference_log_probs
 from tunesmith.training.sources import FixedSamples, Source
 from tunesmith.types import Artifact, Conversation, Excluded, Inputs, Message, Outcome, Task
 
 DROPPED = "dropped.jsonl"
-_VALUE_HEAD = "value_head"
 
 
 @dataclass(frozen=True)
@@ -80,6 +86,10 @@ class _Job:
     def pack_length(self) -> int:
         return int(self.inputs["tokenize"].facts["pack_length"])
 
+    @property
+    def length_limit(self) -> int:
+        return length_limit_of(self.inputs)
+
 
 @dataclass(frozen=True)
 class _Work:
@@ -89,6 +99,7 @@ class _Work:
     loss: Loss
     num_rows: int
     dropped: list[Excluded] = field(default_factory=list[Excluded])
+    rollouts: Rollouts | None = None
 
 
 def run(section: Align, inputs: Inputs, out_dir: Path, ctx: Context) -> Outcome:
@@ -99,13 +110,24 @@ def run(section: Align, inputs: Inputs, out_dir: Path, ctx: Context) -> Outcome:
     base_dir = base_model_path(inputs["base_model"])
     renderer = Renderer(load_tokenizer(base_dir), tokenized.file(TEMPLATE).read_text(encoding="utf-8"))
     device = choose_device(runtime.device)
-    with threads(runtime), LazyJudge(section, inputs.files, out_dir, ctx, "recipe.align") as judge:
+    with (
+        errors_name(section, "align"),
+        threads(runtime),
+        LazyJudge(section, inputs.files, out_dir, ctx, "recipe.align") as judge,
+    ):
         precision = precision_of(runtime, base_dir, device)
         ctx.events.emit(Note(message=f"aligning on {device}, {precision.reason}"))
-        model, adapter = load_policy(tuned, base_dir, device, precision.dtype)
+        on_policy = section.loss in ON_POLICY
+        spreading = Spreading(spread_setting(runtime, on_policy), device, tuned.facts["method"] == "qlora")
+
+        def load() -> tuple[PreTrainedModel, AdapterConfig | None]:
+            return load_policy(tuned, base_dir, torch.device(spreading.loading_device), precision.dtype)
+
+        model, adapter = load()
+        spread_over = spreading.settle(model, ctx.events)
         probe_model(model)
         job = _Job(section, inputs, out_dir, ctx, base_dir, renderer, model, adapter)
-        work = _on_policy(job, judge) if section.loss in ON_POLICY else _on_answers(job)
+        work = _on_policy(job, judge) if on_policy else _on_answers(job)
         trained = train_on(
             model,
             work.source,
@@ -114,11 +136,18 @@ def run(section: Align, inputs: Inputs, out_dir: Path, ctx: Context) -> Outcome:
             pace=pace_of(runtime),
             places=Places(out_dir / SCRATCH / "checkpoints", out_dir / METRICS_FILE, ctx.events),
             loss=work.loss,
+            spread_over=spread_over,
         )
         asked = judge.facts()
-        if hasattr(model, _VALUE_HEAD):
-            delattr(model, _VALUE_HEAD)  # no part of the model that is kept
-        weights = {name: value for name, value in trained.weights.items() if not name.startswith(_VALUE_HEAD)}
+        if not Ranks.current().is_first:
+            return _outcome(section, trained, work, tuned, asked)
+        head: Any = getattr(model, ATTACHED, None)
+        if head is not None:  # it is kept beside the model, and no part of it
+            save_value_head(out_dir, head)
+            delattr(model, ATTACHED)
+        weights = {name: value for name, value in trained.weights.items() if not name.startswith(ATTACHED)}
+        if spread_over is not None:
+            model = whole_again(lambda: load()[0], weights)
         probe_ids = torch.tensor([renderer.prompt(_PROBE).input_ids])
         save_trained(model, adapter, replace(trained, weights=weights), probe_ids, base_dir, out_dir)
     report(trained, ctx)
@@ -138,7 +167,8 @@ def load_policy(
     method = checkpoint.facts["method"]
     if method == "full":
         model = load_model(checkpoint.path / MODEL_DIR, device=str(device), dtype=dtype)
-        model.requires_grad_(True)
+        tuning = Train.model_validate(checkpoint.manifest.section)
+        thaw(model, tuning.trainable_layers, tuning.train_embeddings)
         _drop_nothing(model)
         return model, None
     model = load_model(base_dir, device=str(device), dtype=dtype, quantised=method == "qlora")
@@ -167,7 +197,7 @@ def _rate(section: Align, adapter: AdapterConfig | None) -> float:
 def _on_answers(job: _Job) -> _Work:
     """Pairs or labelled answers, with what the loss needs to know of each."""
     section, inputs = job.section, job.inputs
-    answers = render_answers(section, inputs, job.renderer, int(inputs["base_model"].facts["context_length"]))
+    answers = render_answers(section, inputs, job.renderer, job.length_limit)
     if section.loss == "kto":
         samples = _referenced(job, labelled_samples(answers.first, answers.desirable, answers.ids))
         mismatched = _referenced(job, labelled_samples(answers.second, answers.desirable, answers.ids))
@@ -189,8 +219,12 @@ def _referenced(job: _Job, samples: Samples) -> Samples:
     folder = job.ctx.ledgers / "reference" if job.ctx.ledgers is not None else job.out_dir / SCRATCH
     arithmetic = str(job.model.dtype).removeprefix("torch.")
     path = folder / f"{job.inputs['train'].manifest.digest[:32]}-{arithmetic}.jsonl"
-    with _sole_writer(path, job.ctx):
-        return with_reference(samples, reference_log_probs(job.model, samples, path, show))
+
+    def compute() -> NDArray[np.float64]:
+        with _sole_writer(path, job.ctx):
+            return reference_log_probs(job.model, samples, path, show)
+
+    return with_reference(samples, Ranks.current().from_first(compute))
 
 
 @contextmanager
@@ -221,12 +255,14 @@ def _on_policy(job: _Job, judge: LazyJudge) -> _Work:
 
     references = [row.reply for row in rows if row.reply is not None]
     rewards = WeightedRewards(
-        section.rewards, RewardContext(task, references, job.inputs.files, judge.ask_all, open_scorer)
+        with_own_reward_model(section.rewards, job.inputs),
+        RewardContext(task, references, job.inputs.files, judge.ask_all, open_scorer),
     )
     head = None
     if section.loss == "ppo":
-        head = new_value_head(job.model.config.get_text_config(decoder=True).hidden_size, section.rng_seed)
-        job.model.add_module(_VALUE_HEAD, head.to(job.model.device))
+        width = int(job.model.config.get_text_config(decoder=True).hidden_size)
+        head = first_value_head(section, job.inputs, job.base_dir, width, job.ctx.events)
+        job.model.add_module(ATTACHED, head.to(job.model.device))
     rollouts = Rollouts(
         job.model,
         job.renderer,
@@ -236,6 +272,7 @@ def _on_policy(job: _Job, judge: LazyJudge) -> _Work:
         batch_size=job.ctx.runtime.eval_batch_size,
         value_head=head,
         log=job.out_dir / ROLLOUTS,
+        length_limit=job.length_limit,
         events=job.ctx.events,
     )
     source = OnPolicy(
@@ -246,7 +283,7 @@ def _on_policy(job: _Job, judge: LazyJudge) -> _Work:
         pack_length=job.pack_length,
         rng_seed=section.rng_seed,
     )
-    return _Work(source, PolicyLoss(section, head), rollouts.num_prompts, rollouts.dropped)
+    return _Work(source, PolicyLoss(section, head), rollouts.num_prompts, rollouts.dropped, rollouts)
 
 
 def _outcome(section: Align, trained: Trained, work: _Work, tuned: Artifact, asked: dict[str, Any]) -> Outcome:
@@ -268,6 +305,7 @@ def _outcome(section: Align, trained: Trained, work: _Work, tuned: Artifact, ask
         "used": work.num_rows,
         "dropped": len(work.dropped),
         **{f"dropped_{reason}": count for reason, count in reasons.items()},
+        **(work.rollouts.counts if work.rollouts is not None else {}),
         "steps": len(trained.losses),
         "trainable_parameters": trained.num_trainable,
     }

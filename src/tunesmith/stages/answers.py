@@ -12,6 +12,7 @@ from typing import Any
 from tunesmith.chat.renderer import RenderedArrays, Renderer
 from tunesmith.errors import DataError, RecipeError
 from tunesmith.recipe.align import Align
+from tunesmith.stages.held_out import apart_from_test
 from tunesmith.stages.tokenize import TASK
 from tunesmith.text.jsonl import read_records
 from tunesmith.types import Excluded, Inputs, Labelled, Message, Preference, Task
@@ -35,11 +36,13 @@ def render_answers(section: Align, inputs: Inputs, renderer: Renderer, limit: in
     task = read_records(inputs["curate"].file(TASK), Task)[0]
     answers = Answers()
     if section.loss == "kto":
-        labelled = [row for row in _labelled(inputs) if row.split != "test"]
+        labelled, answers.dropped = apart_from_test([row for row in _labelled(inputs) if row.split != "test"], inputs)
         _render_labelled(labelled, task, renderer, limit, answers)
         wanted = "labelled answers (rows with `label`), or preferences"
     else:
-        _render_pairs([row for row in _preferences(inputs) if row.split != "test"], task, renderer, limit, answers)
+        rows = [row for row in read_preferences(inputs) if row.split != "test"]
+        pairs, answers.dropped = apart_from_test(rows, inputs)
+        render_pairs(pairs, task, renderer, limit, answers)
         wanted = "preferences (rows with `chosen` and `rejected`), or a `prefer` stage that makes them"
     if answers.ids:
         return answers
@@ -54,7 +57,8 @@ def render_answers(section: Align, inputs: Inputs, renderer: Renderer, limit: in
     )
 
 
-def _preferences(inputs: Inputs) -> list[Preference]:
+def read_preferences(inputs: Inputs) -> list[Preference]:
+    """Those of the files and of the prefer stage."""
     found = [inputs[name].file(PREFERENCES) for name in ("ingest", "prefer") if name in inputs.artifacts]
     return [row for path in found if path.is_file() for row in read_records(path, Preference)]
 
@@ -63,7 +67,7 @@ def _labelled(inputs: Inputs) -> list[Labelled]:
     """Labelled answers; a preference is two of them."""
     path = inputs["ingest"].file(LABELLED)
     rows = read_records(path, Labelled) if path.is_file() else []
-    for pair in _preferences(inputs):
+    for pair in read_preferences(inputs):
         shared: dict[str, Any] = {
             "prompt": pair.prompt,
             "source": pair.source,
@@ -75,7 +79,8 @@ def _labelled(inputs: Inputs) -> list[Labelled]:
     return rows
 
 
-def _render_pairs(rows: Sequence[Preference], task: Task, renderer: Renderer, limit: int, answers: Answers) -> None:
+def render_pairs(rows: Sequence[Preference], task: Task, renderer: Renderer, limit: int, answers: Answers) -> None:
+    """Adds the pairs that both fit into `limit` tokens."""
     chosen = renderer.render_batch([_messages(row.prompt, row.chosen, task) for row in rows], "last_turn")
     rejected = renderer.render_batch([_messages(row.prompt, row.rejected, task) for row in rows], "last_turn")
     for row, first, second in zip(rows, chosen, rejected, strict=True):

@@ -14,9 +14,10 @@ import orjson
 from tunesmith.chat.renderer import Renderer
 from tunesmith.errors import ModelError, RecipeError
 from tunesmith.events import Note, Progress
+from tunesmith.hashing import digest_file
 from tunesmith.model.catalog import FetchedModel, fetch_model
 from tunesmith.model.context import extend_model
-from tunesmith.model.folder import inspect_folder
+from tunesmith.model.folder import VALUE_HEAD, inspect_folder
 from tunesmith.protocols import Context
 from tunesmith.recipe import BaseModelSection
 from tunesmith.store import write_atomic
@@ -43,6 +44,8 @@ def run(section: BaseModelSection, inputs: Inputs, out_dir: Path, ctx: Context) 
     if section.context_length is not None or section.rope_scaling != "none" or section.add_tokens:
         folder, place = out_dir / EXTENDED, EXTENDED
         facts |= _extend(section, model, folder, ctx)
+    if (folder / VALUE_HEAD).is_file():
+        facts["value_head_digest"] = digest_file(folder / VALUE_HEAD)
     facts["template_digest"] = _template_digest(folder, ctx)
     write_atomic(out_dir / "model.json", orjson.dumps(facts, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
     location = {

@@ -27,12 +27,12 @@ from tunesmith.exporting.card import CardFacts, write_card, write_modelfile
 from tunesmith.exporting.checks import check_answers, check_cast, check_merge, check_read_back, check_tokens
 from tunesmith.exporting.formats import export_name, gguf_name, parse_formats
 from tunesmith.exporting.gguf_file import Labels, check_exportable, plan_gguf, write_gguf
-from tunesmith.exporting.merged import base_dtype, save_merged
 from tunesmith.exporting.native_tokens import tokenize_natively
 from tunesmith.inference.llama_cpp import LlamaCppEngine
 from tunesmith.model.adapters import adapter_layers, merge_adapter
 from tunesmith.model.catalog import base_model_path
 from tunesmith.model.load import load_checkpoint, load_model
+from tunesmith.model.whole import save_whole, set_template
 from tunesmith.protocols import Context, Prompt
 from tunesmith.recipe import Export
 from tunesmith.store import write_atomic
@@ -141,7 +141,6 @@ def _merge(job: _Job, merged_dir: Path) -> dict[str, Any]:
     shutil.rmtree(merged_dir, ignore_errors=True)  # there without its record: not known to be right
     job.progress("merge", 0, 4, "steps")
     rows = _logit_rows(job)
-    dtype = base_dtype(job.base_dir)
     model = load_checkpoint(job.inputs["train"], job.base_dir, device="cpu", dtype=torch.float32)
     logits = partial(compute_logits, rows=rows, last=_LOGIT_POSITIONS)
     trained = logits(model)
@@ -152,7 +151,8 @@ def _merge(job: _Job, merged_dir: Path) -> dict[str, Any]:
     job.progress("merge", 2, 4, "steps")
     making = job.scratch / "merging"
     shutil.rmtree(making, ignore_errors=True)
-    save_merged(model, job.base_dir, making, dtype=dtype, chat_template=job.template, stop_ids=job.stop_ids)
+    dtype = save_whole(model, job.base_dir, making)
+    set_template(making, job.template, job.stop_ids)
     del model
     gc.collect()
     job.progress("merge", 3, 4, "steps")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import aclosing
@@ -24,9 +25,10 @@ from tunesmith.hashing import digest_file, digest_json
 from tunesmith.protocols import Context
 from tunesmith.recipe import TeacherSection
 from tunesmith.stages.teacher import concurrency_of, open_teacher
-from tunesmith.store import disk_error
+from tunesmith.store import SCRATCH, disk_error
 from tunesmith.teachers.ledger import Ledger, LedgerClient
-from tunesmith.types import Completion, TeacherRequest
+from tunesmith.text.jsonl import RecordLog, read_log
+from tunesmith.types import Completion, Record, TeacherRequest
 
 _SHOW_SECONDS = 0.2
 _LOCK_POLL_SECONDS = 0.5
@@ -41,6 +43,13 @@ class AskingSection(Protocol):
     def budget_usd(self) -> float | None: ...
     @property
     def max_failures(self) -> int: ...
+
+
+class Asked(Record):
+    """One question of an order (out_dir), in scratch/. The last line of a key counts."""
+
+    key: str
+    error: str | None = None  # why nobody answered
 
 
 class LazyJudge:
@@ -63,7 +72,9 @@ class LazyJudge:
         return self._runner.run(self._judge.ask_all(requests))
 
     def facts(self) -> dict[str, Any]:
-        """As Judge.facts; {} where none was asked."""
+        """As Judge.facts; {} where none was asked, by this process or one that was killed."""
+        if self._judge is None and _asked_path(self._arguments[2]).is_file():
+            self._judge = Judge(*self._arguments)
         return {} if self._judge is None else self._judge.facts()
 
     def __enter__(self) -> LazyJudge:
@@ -94,6 +105,8 @@ class Judge:
         self._ctx = ctx
         self._max_failures = section.max_failures
         self._kept_at = out_dir / "answers.jsonl"
+        self._asked_at = _asked_path(out_dir)
+        self._asked = {line.key: line.error for line in read_log(self._asked_at, Asked)}
         self._lock: FileLock | None = None
         teacher = open_teacher(
             section.teacher, where=f"{where}.teacher", files=files, runtime=ctx.runtime, events=ctx.events
@@ -117,10 +130,15 @@ class Judge:
     async def ask_all(self, requests: Sequence[TeacherRequest]) -> list[Completion]:
         """Answers in the order of the requests. TeacherError where more fail than the recipe allows, BudgetExceeded at the
         hard stop."""
+        with RecordLog(self._asked_at) as log:
+            return await self._ask_all(requests, log)
+
+    async def _ask_all(self, requests: Sequence[TeacherRequest], log: RecordLog) -> list[Completion]:
         client, answers, shown_at = self._client, list[Completion](), time.monotonic()
         coming = results_in_order(requests, client.ask, lambda in_flight: True, concurrency=client.concurrency)
         async with aclosing(coming) as completions:
             async for completion in completions:
+                self._write_down(requests[len(answers)].key(client.identity), completion, log)
                 answers.append(completion)
                 self._check(completion)
                 if time.monotonic() - shown_at >= _SHOW_SECONDS:
@@ -132,17 +150,19 @@ class Judge:
         return answers
 
     def facts(self) -> dict[str, Any]:
-        """Identity, requests and cost; leaves the answers that were used in out_dir. Call it when all is asked."""
-        client = self._client
+        """Identity, requests and cost of all that this order (out_dir) has asked, by processes that were killed too; leaves the
+        answers in out_dir. Call it when all is asked."""
+        keys = list(self._asked)
+        cost = math.fsum(answer.cost_usd for key in keys if (answer := self._ledger.answer(key)) is not None)
         if self._ledger.path == self._kept_at:
-            self._ledger.finish(client.asked_keys)
+            self._ledger.finish(keys)
         else:
-            self._ledger.write_excerpt(client.asked_keys, self._kept_at)
+            self._ledger.write_excerpt(keys, self._kept_at)
         return {
-            "judge": client.identity,
-            "num_requests": len(client.asked_keys),
-            "num_failed": self.num_failed,
-            "cost_usd": round(client.cost_usd, 9),
+            "judge": self._client.identity,
+            "num_requests": len(keys),
+            "num_failed": sum(error is not None for error in self._asked.values()),
+            "cost_usd": round(cost, 9),
         }
 
     async def aclose(self) -> None:
@@ -153,6 +173,14 @@ class Judge:
             self._ledger.close()
             if self._lock is not None:
                 self._lock.release()
+
+    def _write_down(self, key: str, completion: Completion, log: RecordLog) -> None:
+        """What was asked and whether it failed: a later process may not ask it again."""
+        failed = completion.finish_reason == "error"
+        error = (completion.error or "unknown") if failed else None
+        if key not in self._asked or self._asked[key] != error:
+            self._asked[key] = error
+            log.append(Asked(key=key, error=error))
 
     def _check(self, completion: Completion) -> None:
         if self.num_failed > self._max_failures and completion.finish_reason == "error":
@@ -191,9 +219,13 @@ def _name(section: TeacherSection, files: Mapping[str, Path]) -> str:
     return digest_json([what, script])[:16]
 
 
+def _asked_path(out_dir: Path) -> Path:
+    return out_dir / SCRATCH / "judge_asked.jsonl"
+
+
 def _spent_before(out_dir: Path, ledger: Ledger) -> float:
     """US dollars on the ledger when this order first began: written down once, so that a resumed run does not begin anew."""
-    path = out_dir / "scratch" / "judge_spent_before.json"
+    path = out_dir / SCRATCH / "judge_spent_before.json"
     if not path.exists():
         temporary = path.with_suffix(".tmp")
         try:

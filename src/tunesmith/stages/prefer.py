@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -23,7 +23,8 @@ from tunesmith.chat.tokenizer import load_tokenizer
 from tunesmith.errors import DataError
 from tunesmith.events import Note, Progress
 from tunesmith.inference.reward_model import open_reward_model
-from tunesmith.inference.rollouts import RolloutSampler
+from tunesmith.inference.rollouts import Rollout, RolloutSampler
+from tunesmith.inference.transformers_engine import common_prefix
 from tunesmith.judging.pairwise import Pair, compare
 from tunesmith.judging.rewards.combining import WeightedRewards
 from tunesmith.judging.rewards.judge import words
@@ -34,7 +35,7 @@ from tunesmith.recipe import Runtime
 from tunesmith.recipe.align import Prefer
 from tunesmith.stages.answers import PREFERENCES
 from tunesmith.stages.judge import LazyJudge
-from tunesmith.stages.tokenize import TASK, TEMPLATE
+from tunesmith.stages.tokenize import TASK, TEMPLATE, length_limit_of
 from tunesmith.stages.train import choose_device, precision_of, threads
 from tunesmith.store import SCRATCH
 from tunesmith.text.jsonl import RecordLog, read_log, read_records, write_records
@@ -49,6 +50,7 @@ class Candidates(Record):
 
     row: str
     answers: list[str]
+    cut_off: list[bool]  # at max_tokens, before the model had ended the answer
     scores: list[float | None] = Field(default_factory=list[float | None])
 
 
@@ -69,7 +71,7 @@ def run(section: Prefer, inputs: Inputs, out_dir: Path, ctx: Context) -> Outcome
     base_dir = base_model_path(inputs["base_model"])
     template = inputs["tokenize"].file(TEMPLATE).read_text(encoding="utf-8")
     renderer = Renderer(load_tokenizer(base_dir), template)
-    room = int(inputs["base_model"].facts["context_length"]) - section.max_tokens
+    room = length_limit_of(inputs) - section.max_tokens
     rows, prompts = _prompts(section, inputs, renderer, room, pairs)
     sampled = _sample(section, inputs, base_dir, renderer, rows, prompts, out_dir, ctx)
     with LazyJudge(section, inputs.files, out_dir, ctx, "recipe.prefer") as judge:
@@ -112,11 +114,16 @@ def _prompts(
             pairs.leave_out(row, "refused_by_template", error.message)
             continue
         if len(prompt.input_ids) >= room:
-            pairs.leave_out(row, "overlong", f"{len(prompt.input_ids)} tokens leave no room for an answer")
+            detail = f"{len(prompt.input_ids)} tokens, expected less than {room} for room for an answer"
+            pairs.leave_out(row, "overlong", detail)
         else:
             kept.append((row, prompt))
     if not kept:
-        raise DataError("no training prompt can be asked", where="recipe.prefer", hint="lower prefer.max_tokens")
+        raise DataError(
+            "no training prompt can be asked",
+            where="recipe.prefer",
+            hint="lower prefer.max_tokens, or raise tokenize.max_length",
+        )
     return [row for row, _ in kept], [prompt for _, prompt in kept]
 
 
@@ -130,7 +137,7 @@ def _sample(
     out_dir: Path,
     ctx: Context,
 ) -> list[Candidates]:
-    """Distinct answers to every prompt. What a killed run had drawn is not drawn again."""
+    """Distinct answers to every prompt, what all prompts begin with computed once. What a killed run had drawn is not drawn again."""
     path = out_dir / SCRATCH / CANDIDATES
     done = {line.row: line for line in read_log(path, Candidates)}
     missing = [index for index, row in enumerate(rows) if row.id not in done]
@@ -144,17 +151,17 @@ def _sample(
             sampling = SamplingParams(
                 max_tokens=section.max_tokens, temperature=section.temperature, rng_seed=section.rng_seed
             )
+            shared = common_prefix([prompt.input_ids for prompt in prompts])
             for start in range(0, len(missing), _PROMPTS_AT_ONCE):
                 chosen = missing[start : start + _PROMPTS_AT_ONCE]
                 groups = sampler.sample(
                     [prompts[index] for index in chosen],
                     sampling,
                     group_size=section.num_candidates,
-                    shared_prefix=(),
+                    shared_prefix=shared,
                 )
                 for index, group in zip(chosen, groups, strict=True):
-                    texts = [renderer.decode(rollout.token_ids).strip() for rollout in group]
-                    line = Candidates(row=rows[index].id, answers=list(dict.fromkeys(texts)))
+                    line = _distinct(rows[index].id, [(renderer.decode(each.token_ids), each) for each in group])
                     log.append(line)
                     done[line.row] = line
                 total = len(rows)
@@ -162,9 +169,19 @@ def _sample(
     return [_with_reference(done[row.id], row) if section.use_reference else done[row.id] for row in rows]
 
 
+def _distinct(row: str, drawn: Sequence[tuple[str, Rollout]]) -> Candidates:
+    """Each text once; it is whole where the model ended it at least once."""
+    cut_off: dict[str, bool] = {}
+    for text, rollout in drawn:
+        text = text.strip()
+        cut_off[text] = cut_off.get(text, True) and rollout.finish_reason == "length"
+    return Candidates(row=row, answers=list(cut_off), cut_off=list(cut_off.values()))
+
+
 def _with_reference(candidates: Candidates, row: Conversation) -> Candidates:
-    reply = (row.reply or "").strip()
-    return candidates.model_copy(update={"answers": list(dict.fromkeys([*candidates.answers, reply]))})
+    """The row's own answer is whole."""
+    cut_off = {**dict(zip(candidates.answers, candidates.cut_off, strict=True)), (row.reply or "").strip(): False}
+    return candidates.model_copy(update={"answers": list(cut_off), "cut_off": list(cut_off.values())})
 
 
 def _score(
@@ -224,32 +241,49 @@ def _compared(
     ]
 
 
+class _Scored(NamedTuple):
+    """A candidate with a score."""
+
+    score: float
+    answer: str
+    is_cut_off: bool
+
+
+def _score_of(candidate: _Scored) -> float:
+    return candidate.score
+
+
 def _choose(section: Prefer, row: Conversation, candidates: Candidates, pairs: _Pairs) -> None:
-    """The best answer beside the worst."""
+    """The best whole answer beside the worst. One that was cut off has no end to learn: it may be the worse one alone."""
     if len(candidates.answers) < 2:
         pairs.leave_out(row, "alike", "every candidate is the same text")
         return
-    scored = [
-        (score, answer)
-        for score, answer in zip(candidates.scores, candidates.answers, strict=True)
-        if score is not None
-    ]
+    columns = zip(candidates.scores, candidates.answers, candidates.cut_off, strict=True)
+    scored = [_Scored(score, answer, cut) for score, answer, cut in columns if score is not None]
     if len(scored) < 2:
         detail = f"{len(scored)} of {len(candidates.answers)} candidates have a score (of a judge: one that both orders give)"
         pairs.leave_out(row, "unscored", detail)
         return
-    best, worst = max(scored, key=lambda each: each[0]), min(scored, key=lambda each: each[0])
-    margin = best[0] - worst[0]
+    whole = [each for each in scored if not each.is_cut_off]
+    top, worst = max(scored, key=_score_of), min(scored, key=_score_of)
+    best = max(whole, key=_score_of, default=top)
+    margin = best.score - worst.score
+    if not whole or (margin <= section.min_margin < top.score - worst.score):
+        detail = (
+            f"no whole answer is better than another: {len(scored) - len(whole)} of {len(scored)} end at max_tokens"
+        )
+        pairs.leave_out(row, "cut_off", detail)
+        return
     if margin <= section.min_margin:
         pairs.leave_out(row, "level", f"the best and the worst candidate are {margin:.3g} apart")
         return
     pairs.kept.append(
         Preference(
             prompt=row.prompt,
-            chosen=best[1],
-            rejected=worst[1],
+            chosen=best.answer,
+            rejected=worst.answer,
             source=f"prefer:{row.id}",
-            scores={"chosen": best[0], "rejected": worst[0]},
+            scores={"chosen": best.score, "rejected": worst.score},
             origin=row.origin,
             split="train",
             licence=row.licence,

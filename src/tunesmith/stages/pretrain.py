@@ -37,6 +37,8 @@ from tunesmith.recipe.pretrain import Pretrain
 from tunesmith.resolve import NUM_NEW_TOKENS, PRETRAIN_RATES
 from tunesmith.stages.corpus import Corpus, TextTokenizer, read_corpus
 from tunesmith.stages.pretrain_weights import make_trainable, put_weights, write_model
+from tunesmith.stages.section_names import errors_name
+from tunesmith.stages.spreading import Spreading
 from tunesmith.stages.train import LOSSES_FILE, METRICS_FILE, choose_device, pace_of, precision_of, report, threads
 from tunesmith.store import SCRATCH, write_atomic
 from tunesmith.text.jsonl import write_records
@@ -45,6 +47,7 @@ from tunesmith.training.loop import StepLoss, Trained, train
 from tunesmith.training.losses import CrossEntropy
 from tunesmith.training.measuring import measure_losses
 from tunesmith.training.probing import probe_model
+from tunesmith.training.ranks import Ranks
 from tunesmith.types import Inputs, Outcome, Record
 
 PIECES, REPORT, EXCLUDED = "pieces.jsonl", "report.json", "excluded.jsonl"
@@ -78,6 +81,10 @@ class _Job:
     dtype: torch.dtype
 
     @property
+    def spreading(self) -> Spreading:
+        return Spreading(self.ctx.runtime.shard_weights, self.device, quantised=False)
+
+    @property
     def folder(self) -> Path:
         return self.out_dir / MODEL_DIR
 
@@ -95,13 +102,17 @@ def run(section: Pretrain, inputs: Inputs, out_dir: Path, ctx: Context) -> Outco
         )
     files = [(name, inputs.files[name]) for name in section.files]
     corpus = read_corpus(files, section.num_test_texts, section.rng_seed, int(base_facts["context_length"]))
-    write_records(out_dir / EXCLUDED, corpus.excluded)
+    ranks = Ranks.current()
+    if ranks.is_first:
+        write_records(out_dir / EXCLUDED, corpus.excluded)
     job = _open(section, base_model_path(inputs["base_model"]), out_dir, ctx)
     base = BaseTokenizer.load(job.base_dir)
-    extension = _extension(job, base, corpus, inputs)
-    with threads(ctx.runtime):
-        before = _bits_per_byte(job, job.base_dir, corpus)
+    extension = ranks.from_first(lambda: _extension(job, base, corpus, inputs))
+    with errors_name(section, "pretrain"), threads(ctx.runtime):
+        before = _bits_per_byte(job, job.base_dir, corpus) if ranks.is_first else 0.0
         losses, trained = _train(job, extension, corpus)
+        if not ranks.is_first:
+            return Outcome("base_model", {"steps": len(losses)}, {})
         check_folder(job.folder, base, extension, corpus.test_texts)
         after = _bits_per_byte(job, job.folder, corpus)
     counts = count_tokens(base.tokenizer, Tokenizer.from_file(str(job.folder / TOKENIZER)), corpus.test_texts)
@@ -173,47 +184,69 @@ def _merge(job: _Job, base: BaseTokenizer, inputs: Inputs) -> Extension:
 
 def _train(job: _Job, extension: Extension, corpus: Corpus) -> tuple[list[PhaseLoss], Trained]:
     """Both phases, and the folder with what came of them."""
-    model = load_model(job.base_dir, device=str(job.device), dtype=job.dtype)
-    grow_rows(model, extension)
+    model = _load(job, extension)
     probe_model(model)
     samples = _tokenizer(job.folder).training_samples(corpus.texts, job.section.pack_length)
     losses: list[PhaseLoss] = []
     if extension.pieces and job.section.embedding_steps:
-        losses += _train_embeddings(job, model, samples)
+        ended = _train_embeddings(job, model, samples)
+        model = _load(job, extension) if ended.is_spent else model
+        put_weights(model, ended.weights)
+        losses += ended.losses
     section = job.section
     adapter = make_trainable(model, section)
     rate = PRETRAIN_RATES[section.method] if section.learning_rate == "auto" else section.learning_rate
-    trained = _steps(job, model, samples, section, rate, _ALL)
+    trained = _steps(job, model, samples, section, rate, _ALL)[0]
     report(trained, job.ctx)
     losses += _phase(_ALL, trained.losses)
     del model
-    write_model(job.base_dir, extension, adapter, section.rng_seed, trained.weights, job.folder)
+    if Ranks.current().is_first:
+        write_model(job.base_dir, extension, adapter, section.rng_seed, trained.weights, job.folder)
     return losses, trained
 
 
-def _train_embeddings(job: _Job, model: PreTrainedModel, samples: Samples) -> list[PhaseLoss]:
+def _load(job: _Job, extension: Extension) -> PreTrainedModel:
+    model = load_model(job.base_dir, device=job.spreading.loading_device, dtype=job.dtype)
+    grow_rows(model, extension)
+    return model
+
+
+@dataclass(frozen=True)
+class _Ended:
+    """What the first phase ended in. is_spent: whether its model serves nothing more."""
+
+    weights: dict[str, torch.Tensor]
+    losses: list[PhaseLoss]
+    is_spent: bool
+
+
+def _train_embeddings(job: _Job, model: PreTrainedModel, samples: Samples) -> _Ended:
     """The first phase; what it ended in is kept, so that a killed second one does not repeat it."""
-    ended = job.out_dir / SCRATCH / f"{_EMBEDDINGS}-ended"
-    checkpoint, _ = newest_checkpoint(ended)
+    ended, ranks = job.out_dir / SCRATCH / f"{_EMBEDDINGS}-ended", Ranks.current()
+    checkpoint, is_spent = ranks.from_first(lambda: newest_checkpoint(ended)[0]), False
     model.requires_grad_(False)
     for matrix in matrices(model):
         matrix.requires_grad_(True)
     if checkpoint is None:
         update = {"max_steps": job.section.embedding_steps, "num_epochs": 10_000, "rng_seed": job.section.rng_seed + 1}
         section = job.section.model_copy(update=update)
-        trained = _steps(job, model, samples, section, section.embedding_learning_rate, _EMBEDDINGS)
+        trained, is_spent = _steps(job, model, samples, section, section.embedding_learning_rate, _EMBEDDINGS)
         report(trained, job.ctx)
         state = {"losses": [loss.model_dump(exclude_none=True) for loss in trained.losses]}
-        checkpoint = Checkpoint(len(trained.losses), trained.weights, state)
-        save_checkpoint(ended, checkpoint, keep=1)
-    put_weights(model, checkpoint.tensors)
-    return _phase(_EMBEDDINGS, [StepLoss.model_validate(row) for row in checkpoint.state["losses"]])
+        made = Checkpoint(len(trained.losses), trained.weights, state)
+        if ranks.is_first:
+            save_checkpoint(ended, made, keep=1)
+        checkpoint = ranks.from_first(lambda: made) if is_spent else made
+    losses = _phase(_EMBEDDINGS, [StepLoss.model_validate(row) for row in checkpoint.state["losses"]])
+    return _Ended(checkpoint.tensors, losses, is_spent)
 
 
 def _steps(
     job: _Job, model: PreTrainedModel, samples: Samples, section: Optimisation, rate: float, phase: str
-) -> Trained:
-    return train(
+) -> tuple[Trained, bool]:
+    """The phase's training, and whether the model was spread for it and serves nothing more."""
+    spread_over = job.spreading.settle(model, job.ctx.events)
+    trained = train(
         model,
         samples,
         section,
@@ -224,7 +257,9 @@ def _steps(
         metrics_path=job.out_dir / Path(METRICS_FILE).with_name(f"metrics-{phase}.jsonl"),
         events=job.ctx.events,
         loss=CrossEntropy(),
+        spread_over=spread_over,
     )
+    return trained, spread_over is not None
 
 
 def _phase(name: str, losses: list[StepLoss]) -> list[PhaseLoss]:

@@ -69,8 +69,13 @@ class Tokenized:
     num_exchanges_left_out: int = 0  # of rows that were cut
 
     def add(self, sample: RenderedArrays, row: Conversation) -> None:
+        """A sample goes on where something in it counts."""
+        weights = _token_weights(sample, row)
+        if weights is not None and not bool((weights[1:][sample.loss_mask[1:]] > 0).any()):
+            self.dropped.append(_weightless(row))
+            return
         self.samples.append(sample)
-        self.weights.append(_token_weights(sample, row))
+        self.weights.append(weights)
         self.ids.append(row.id)
 
     @property
@@ -117,7 +122,7 @@ def tokenize_rows(how: How, span: Span) -> Tokenized:
 
 
 def conditioned(row: Conversation) -> list[Message]:
-    """The row's messages, each with the condition that its metadata name (the filter source_classes writes it)."""
+    """The row's messages, each with the condition that its metadata name (the filter `classes` writes it)."""
     condition = row.metadata.get("condition")
     if not isinstance(condition, str):
         return row.messages
@@ -131,6 +136,12 @@ def _token_weights(sample: RenderedArrays, row: Conversation) -> NDArray[np.floa
         return None
     by_token = np.array([*weights, 1.0], dtype=np.float32)[sample.owner]  # owner -1, the template's own text: the last
     return None if bool((by_token[sample.loss_mask] == 1).all()) else by_token
+
+
+def _weightless(row: Conversation) -> Excluded:
+    named = row.metadata.get("source_class")
+    detail = f"its source class {named!r} has weight 0" if named else "all that is supervised in it has weight 0"
+    return Excluded(reason="weightless", detail=detail, where=row.source or row.id, conversation=row)
 
 
 def _split(renderer: Renderer, row: Conversation, length: int, section: Tokenize, limit: int, part: Tokenized) -> None:

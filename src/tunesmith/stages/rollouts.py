@@ -6,9 +6,11 @@ logs/rollouts.jsonl with its reward.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from tunesmith.errors import DataError, TrainingError
 from tunesmith.events import Metric, Note, Progress
 from tunesmith.inference.forward import context_length_of
 from tunesmith.inference.rollouts import Rollout, RolloutSampler
+from tunesmith.inference.transformers_engine import common_prefix
 from tunesmith.judging.rewards.combining import Rewarded, WeightedRewards
 from tunesmith.model.value_head import ValueHead
 from tunesmith.protocols import Attempt, EventSink, Prompt
@@ -37,8 +40,17 @@ from tunesmith.training.objectives.advantages import (
 )
 from tunesmith.training.objectives.policy import check_on_policy
 from tunesmith.training.on_policy import measure_tokens, swapped
-from tunesmith.training.policy_losses import ADVANTAGE, OLD, REFERENCE, RETURN, VALUE
+from tunesmith.training.policy_losses import (
+    ADVANTAGE,
+    LEVEL_ANSWERS,
+    LEVEL_TOKENS,
+    OLD,
+    REFERENCE,
+    RETURN,
+    VALUE,
+)
 from tunesmith.training.probing import output_head
+from tunesmith.training.ranks import Ranks
 from tunesmith.types import Conversation, Excluded, Record, SamplingParams
 
 ROLLOUTS = "logs/rollouts.jsonl"
@@ -75,14 +87,16 @@ class Rollouts:
         value_head: ValueHead | None,
         log: Path,
         events: EventSink,
+        length_limit: int,
     ) -> None:
         self._model, self._renderer, self._section, self._events = model, renderer, section, events
         self._rewards, self._value_head, self._log = rewards, value_head, log
         self._sampler = RolloutSampler(model, batch_size=batch_size)
-        room = context_length_of(model) - section.max_tokens
+        room = min(length_limit, context_length_of(model)) - section.max_tokens
         self.dropped: list[Excluded] = []
         self._log_is_tidy = False
         self._rows, self._prompts = self._usable(rows, renderer, room)
+        self._shared_prefix = common_prefix([prompt.input_ids for prompt in self._prompts])
         self._start: Mapping[str, torch.Tensor] | None = None
         if section.kl_weight:
             self._start = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
@@ -97,11 +111,40 @@ class Rollouts:
         """Of num_epochs passes over the prompts."""
         return max(1, math.ceil(self._section.num_epochs * len(self._rows) / self._section.prompts_per_rollout))
 
+    @property
+    def counts(self) -> dict[str, int]:
+        """Of every answer of this order, those before a kill too."""
+        lines = read_log(self._log, RolloutLine)
+        return {"answers": len(lines), "unscored_answers": sum(line.reward is None for line in lines)}
+
     def draw(self, number: int) -> Samples:
-        """The samples of one rollout under the weights of now: groups that teach something; all of them where none does."""
-        section, chosen = self._section, self._chosen(number)
+        """The samples of one rollout under the weights of now. Where nobody can score its answers, other prompts are asked
+        in their place; TrainingError where more answers in a row than align.max_failures allows have no score."""
+        num_unscored = 0
+        for attempt in itertools.count():
+            place = number + attempt * self.num_rollouts  # a later pass over the prompts, in another order
+            chosen = self._chosen(place)
+            groups = self._sample(place, chosen)
+            rewarded = Ranks.current().from_first(partial(self._reward, number, chosen, groups))
+            advantages = self._advantages(rewarded)
+            self._tell(number, groups, rewarded, advantages)
+            if bool(advantages.known.any()):
+                return self._learnable(chosen, groups, rewarded, advantages)
+            num_unscored += advantages.num_unscored
+            self._give_up_or_go_on(number, num_unscored, rewarded)
+        raise AssertionError("unreachable")
+
+    def _sample(self, place: int, chosen: Sequence[int]) -> list[list[Rollout]]:
+        """Answers to every prompt: each rank draws those of its share, and all get all."""
+        return Ranks.current().share_out(
+            [self._prompts[index].input_ids for index in chosen],
+            lambda mine: self._sample_here(place, [chosen[index] for index in mine]),
+        )
+
+    def _sample_here(self, place: int, chosen: Sequence[int]) -> list[list[Rollout]]:
+        section = self._section
         sampling = SamplingParams(
-            max_tokens=section.max_tokens, temperature=section.temperature, rng_seed=section.rng_seed + number
+            max_tokens=section.max_tokens, temperature=section.temperature, rng_seed=section.rng_seed + place
         )
         total, done = len(chosen) * section.num_generations, 0
 
@@ -110,33 +153,72 @@ class Rollouts:
             done += 1
             self._events.emit(Progress(task="rollout", done=done, total=total, unit="answers"))
 
-        groups = self._sampler.sample(
+        return self._sampler.sample(
             [self._prompts[index] for index in chosen],
             sampling,
             group_size=section.num_generations,
-            shared_prefix=(),
+            shared_prefix=self._shared_prefix,
             on_done=count,
         )
-        rewarded = self._reward(number, chosen, groups)
-        advantages = self._advantages(rewarded)
-        self._tell(number, groups, rewarded, advantages)
-        keep = advantages.known
-        level_is_nothing = section.loss != "ppo" and not section.kl_weight  # else values, or the reference, are learnt
-        if level_is_nothing and bool((keep & (advantages.values != 0)).any()):
-            keep = keep & (advantages.values != 0).any(1, keepdim=True)
-        elif not bool(keep.any()):
-            wanted = "no answer" if section.loss == "ppo" else "no two answers to one prompt"
-            first = next((each.explanation for group in rewarded for each in group if each.total is None), None)
+
+    def _give_up_or_go_on(self, number: int, num_unscored: int, rewarded: Sequence[Sequence[Rewarded]]) -> None:
+        wanted = "no answer" if self._section.loss == "ppo" else "no two answers to one prompt"
+        first = next(each.explanation for group in rewarded for each in group if each.total is None)
+        message = f"{wanted} of rollout {number} could be scored; the first that could not: {first}"
+        if num_unscored > self._section.max_failures:
             raise TrainingError(
-                f"{wanted} of rollout {number} could be scored; the first that could not: {first}",
-                where="recipe.align.rewards",
+                f"{message} ({num_unscored} answers in a row have no score, allowed are {self._section.max_failures})",
+                where="recipe.align.max_failures",
                 hint="look at logs/rollouts.jsonl, and give such answers a number where that is right",
             )
+        self._events.emit(Note(level="warning", message=f"{message}; other prompts are asked in their place"))
+
+    def _learnable(
+        self,
+        chosen: Sequence[int],
+        groups: Sequence[Sequence[Rollout]],
+        rewarded: Sequence[Sequence[Rewarded]],
+        advantages: GroupAdvantages,
+    ) -> Samples:
+        """Answers that have a score. Groups that teach nothing count in the divisor and are not computed."""
+        section, keep = self._section, advantages.known
+        if section.loss != "ppo" and not section.kl_weight:  # else values, or the reference, are learnt
+            teaches = keep & (advantages.values != 0).any(1, keepdim=True)
+            if not bool(teaches.any()):  # a step has at least one group
+                teaches[int(keep.any(1).nonzero()[0])] = keep[int(keep.any(1).nonzero()[0])]
+            beside, keep = keep & ~teaches, teaches
+        else:
+            beside = torch.zeros_like(keep)
         samples = self._samples(chosen, groups, advantages, keep)
+        samples = self._counting(samples, groups, beside)
+        totals = _totals(rewarded)
         if self._value_head is not None:
-            scores = torch.tensor([[each.total or 0.0 for each in group] for group in rewarded])
-            samples = self._with_values(samples, scores[keep])
+            return self._with_values(samples, totals[keep])
+        if section.loss == "rloo" and self._start is not None:
+            return self._with_penalty(samples, totals, keep)
         return samples
+
+    @staticmethod
+    def _counting(samples: Samples, groups: Sequence[Sequence[Rollout]], beside: torch.Tensor) -> Samples:
+        """What is left out of the computation counts all the same, in equal parts with every sample."""
+        lengths = torch.tensor([[len(rollout.token_ids) for rollout in group] for group in groups])
+        num = len(samples.lengths)
+        columns = {
+            LEVEL_ANSWERS: np.full(num, float(beside.sum()) / num),
+            LEVEL_TOKENS: np.full(num, float(lengths[beside].sum()) / num),
+        }
+        return replace(samples, columns={**samples.columns, **columns})
+
+    def _with_penalty(self, samples: Samples, totals: torch.Tensor, keep: torch.Tensor) -> Samples:
+        """RLOO: the divergence of a whole answer is a part of its reward (arXiv 2402.14740, equation 2)."""
+        place = np.flatnonzero(samples.loss_mask)
+        owner = np.repeat(np.arange(len(samples.lengths)), samples.num_targets)
+        apart = (samples.token_columns[OLD] - samples.token_columns[REFERENCE])[place]
+        rewards = torch.full(keep.shape, math.nan, dtype=torch.float64)
+        rewards[keep] = totals[keep] - self._section.kl_weight * torch.from_numpy(np.bincount(owner, apart))
+        advantages = rloo_advantages(rewards).values[keep].numpy()
+        kept = {name: values for name, values in samples.token_columns.items() if name != REFERENCE}  # in the rewards
+        return replace(samples, columns={**samples.columns, ADVANTAGE: advantages}, token_columns=kept)
 
     def _usable(
         self, rows: Sequence[Conversation], renderer: Renderer, room: int
@@ -151,13 +233,16 @@ class Rollouts:
             if len(prompt.input_ids) < room:
                 kept.append((row, prompt))
             else:
-                self._leave_out(row, "overlong", f"{len(prompt.input_ids)} tokens leave no room for an answer")
+                detail = f"{len(prompt.input_ids)} tokens, expected less than {room} for room for an answer"
+                self._leave_out(row, "overlong", detail)
         if len(kept) < len(rows):
             message = f"{len(rows) - len(kept)} of {len(rows)} prompts stay out: the template refuses them, or they are too long"
             self._events.emit(Note(level="warning", message=message))
         if not kept:
             raise DataError(
-                "no training prompt can be sampled from", hint="lower align.max_tokens, or look at the rows"
+                f"no training prompt can be sampled from; the first: {self.dropped[0].detail}",
+                where=self.dropped[0].where,
+                hint="lower align.max_tokens, raise tokenize.max_length, or look at the rows",
             )
         return [row for row, _ in kept], [prompt for _, prompt in kept]
 
@@ -206,9 +291,7 @@ class Rollouts:
         self._log_is_tidy = True
 
     def _advantages(self, rewarded: Sequence[Sequence[Rewarded]]) -> GroupAdvantages:
-        rewards = torch.tensor(
-            [[math.nan if each.total is None else each.total for each in group] for group in rewarded]
-        )
+        rewards = _totals(rewarded)
         if self._section.loss == "grpo":
             return grpo_advantages(rewards, scale=self._section.advantage_scale)
         found = rloo_advantages(rewards)
@@ -287,7 +370,8 @@ class Rollouts:
             columns[name] = np.zeros(len(samples.input_ids))
             columns[name][place] = found.numpy()
         kept = {name: values for name, values in samples.token_columns.items() if name != REFERENCE}  # in the rewards
-        return replace(samples, columns={}, token_columns={**kept, **columns})
+        others = {name: values for name, values in samples.columns.items() if name != ADVANTAGE}  # one for each token
+        return replace(samples, columns=others, token_columns={**kept, **columns})
 
     def _tell(
         self,
@@ -306,3 +390,9 @@ class Rollouts:
             "level_groups": float(advantages.num_level),
         }
         self._events.emit(Metric(step=number * self._section.rollout_epochs, values=values))
+
+
+def _totals(rewarded: Sequence[Sequence[Rewarded]]) -> torch.Tensor:
+    """(Q, G), NaN = unscored. In fp32: sums that differ by the rounding of fp64 alone are level."""
+    totals = [[math.nan if each.total is None else each.total for each in group] for group in rewarded]
+    return torch.tensor(totals, dtype=torch.float32)

@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
-from transformers import PreTrainedTokenizerFast
 
 from tunesmith.chat.renderer import Renderer, own_template
 from tunesmith.chat.templates import load_template, read_template
@@ -84,14 +83,15 @@ class _Totals:
 
 def run(section: Tokenize, inputs: Inputs, out_dir: Path, ctx: Context) -> Outcome:
     """Reads curate's train.jsonl and the base model's tokenizer; writes samples.safetensors and its companions."""
-    renderer = build_renderer(section, inputs)
+    model_dir = base_model_path(inputs["base_model"])
     context_length = int(inputs["base_model"].facts["context_length"])
     how = How(
-        model_dir=base_model_path(inputs["base_model"]),
-        template=_template(section, inputs, renderer.tokenizer),
+        model_dir=model_dir,
+        template=_template(section, inputs, model_dir),
         section=section,
         limit=_length_limit(section, context_length),
     )
+    renderer = how.renderer()
     _note_traits(renderer, section, ctx)
     train = RowFile.scan(inputs["curate"].file("train.jsonl"))
     with open_pool(ctx.runtime.workers, ctx.runtime.workers_for(len(train))) as pool:
@@ -135,16 +135,11 @@ def run(section: Tokenize, inputs: Inputs, out_dir: Path, ctx: Context) -> Outco
     )
 
 
-def build_renderer(section: Tokenize, inputs: Inputs) -> Renderer:
-    """The base model's tokenizer with the template the section names: its own, a built-in one, or a .jinja file."""
-    tokenizer = load_tokenizer(base_model_path(inputs["base_model"]))
-    return Renderer(tokenizer, _template(section, inputs, tokenizer))
-
-
-def _template(section: Tokenize, inputs: Inputs, tokenizer: PreTrainedTokenizerFast) -> str:
+def _template(section: Tokenize, inputs: Inputs, model_dir: Path) -> str:
+    """The template the section names: the base model's own, a built-in one, or a .jinja file."""
     name = section.chat_template
     if name == "auto":
-        return own_template(tokenizer, base_model_path(inputs["base_model"]))
+        return own_template(load_tokenizer(model_dir), model_dir)
     return read_template(inputs.files[name]) if name in inputs.files else load_template(name)
 
 
@@ -189,6 +184,12 @@ def _note_traits(renderer: Renderer, section: Tokenize, ctx: Context) -> None:
     if traits.reads_clock:
         message = "this chat template writes today's date: the tokens of the same rows differ from day to day"
         ctx.events.emit(Note(level="warning", message=message))
+
+
+def length_limit_of(inputs: Inputs) -> int:
+    """Longest sample, in tokens, that the tokenize stage among these inputs let through: what comes after keeps to it."""
+    section = Tokenize.model_validate(inputs["tokenize"].manifest.section)
+    return _length_limit(section, int(inputs["base_model"].facts["context_length"]))
 
 
 def _length_limit(section: Tokenize, context_length: int) -> int:
@@ -254,7 +255,7 @@ def _tell(renderer: Renderer, totals: _Totals, ctx: Context) -> None:
         )
     if totals.conditioned and "condition" not in renderer.template:
         messages.append(
-            f"{totals.conditioned} rows have a condition (source_classes), which this chat template does not write; "
+            f"{totals.conditioned} rows have a condition (the filter `classes`), which this chat template does not write; "
             "`tokenize.chat_template: openchat-3.5` does"
         )
     for reason, count in totals.reasons.items():
@@ -283,5 +284,7 @@ def _nothing_left(totals: _Totals) -> DataError:
     return DataError(
         f"no training sample is left of {totals.rows} rows ({reasons}); the first: {first.detail}",
         where=first.where,
-        hint="raise tokenize.max_length, or choose another template with tokenize.chat_template",
+        hint="give a source class a weight above 0"
+        if set(totals.reasons) == {"weightless"}
+        else "raise tokenize.max_length, or choose another template with tokenize.chat_template",
     )

@@ -33,6 +33,7 @@ from tunesmith.model.quantised import check_quantisation
 from tunesmith.protocols import Context
 from tunesmith.recipe import Runtime, Train
 from tunesmith.resolve import LEARNING_RATES
+from tunesmith.stages.spreading import Spreading, whole_again
 from tunesmith.stages.tokenize import ROWS, SAMPLES, TASK, TEMPLATE, TokenizedRow
 from tunesmith.store import SCRATCH, write_atomic
 from tunesmith.text.jsonl import read_records, write_records
@@ -42,6 +43,7 @@ from tunesmith.training.loop import Trained, train
 from tunesmith.training.losses import LOSSES
 from tunesmith.training.precision import Precision, choose_precision
 from tunesmith.training.probing import probe_model
+from tunesmith.training.ranks import Ranks
 from tunesmith.training.saving import check_saved_adapter, check_saved_model, first_sample, save_full_model
 from tunesmith.training.step import Pace
 from tunesmith.types import Artifact, Inputs, Outcome
@@ -64,8 +66,14 @@ def run(section: Train, inputs: Inputs, out_dir: Path, ctx: Context) -> Outcome:
     with threads(runtime):
         precision = precision_of(runtime, base_dir, device)
         ctx.events.emit(Note(message=f"training on {device}, {precision.reason}"))
-        model = load_model(base_dir, device=str(device), dtype=precision.dtype, quantised=quantised)
-        adapter = _prepare(model, section, base)
+        spreading = Spreading(runtime.shard_weights, device, quantised)
+
+        def load() -> tuple[PreTrainedModel, AdapterConfig | None]:
+            found = load_model(base_dir, device=spreading.loading_device, dtype=precision.dtype, quantised=quantised)
+            return found, _prepare(found, section, base)
+
+        model, adapter = load()
+        spread_over = spreading.settle(model, ctx.events)
         check_training_disk(out_dir, model, keep_checkpoints=runtime.keep_checkpoints, whole_model=adapter is None)
         ctx.events.emit(Note(message=describe_trainable(model)))
         probe_model(model)
@@ -81,18 +89,28 @@ def run(section: Train, inputs: Inputs, out_dir: Path, ctx: Context) -> Outcome:
             metrics_path=out_dir / METRICS_FILE,
             events=ctx.events,
             loss=loss,
+            spread_over=spread_over,
         )
+        outcome = _outcome(section, trained, samples, tokenized, base)
+        if not Ranks.current().is_first:
+            return outcome
+        if spread_over is not None:
+            model = whole_again(lambda: load()[0], trained.weights)
         save_trained(model, adapter, trained, first_sample(samples), base_dir, out_dir)
     report(trained, ctx)
     copy_companions(tokenized, out_dir)
     write_records(out_dir / LOSSES_FILE, trained.losses)
-    return _outcome(section, trained, samples, tokenized, base)
+    return outcome
 
 
 def choose_device(wanted: str) -> torch.device:
-    """runtime.device as torch means it; auto = a CUDA device where there is one. RecipeError where it is not there."""
+    """runtime.device as torch means it; auto = a CUDA device where there is one. Each rank of several on a machine gets a
+    device of its own. RecipeError where it is not there."""
+    ranks = Ranks.current()
     if wanted == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        wanted = "cuda" if torch.cuda.is_available() else "cpu"
+    if wanted == "cuda" and ranks.size > 1:
+        wanted = f"cuda:{ranks.device_index}"
     where = "recipe.runtime.device"
     try:
         device = torch.device(wanted)
@@ -108,12 +126,12 @@ def choose_device(wanted: str) -> torch.device:
 
 
 def precision_of(runtime: Runtime, base_dir: Path, device: torch.device) -> Precision:
-    """runtime.precision, with auto measured on products of this model's shape. Inside `threads`."""
+    """runtime.precision, with auto measured on products of this model's shape by the first rank. Inside `threads`."""
     config = read_config(base_dir)
     config = config.get("text_config") or config
     width = int(config.get("hidden_size") or 1024)
     inner = int(config.get("intermediate_size") or 4 * width)
-    return choose_precision(runtime.precision, device, width, inner)
+    return Ranks.current().from_first(lambda: choose_precision(runtime.precision, device, width, inner))
 
 
 def _read_samples(tokenized: Artifact) -> Samples:
@@ -169,6 +187,9 @@ def pace_of(runtime: Runtime) -> Pace:
         log_every_steps=runtime.log_every_steps,
         gradient_checkpointing=runtime.gradient_checkpointing,
         share_prefixes=runtime.share_prefixes,
+        trim_last_block=runtime.trim_last_block,
+        cache_activations=runtime.cache_activations,
+        compile_blocks=runtime.compile_blocks,
     )
 
 

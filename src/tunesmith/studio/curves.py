@@ -7,7 +7,9 @@ time while the run writes on. Refuses to know pages.
 from __future__ import annotations
 
 import math
+import os
 from collections import deque
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -104,7 +106,7 @@ class RunFollower:
         self._reset()
 
     def _reset(self) -> None:
-        self._offset = 0
+        self._offset, self._file = 0, 0  # how much was read, of which file (its inode)
         self.stages: dict[str, StageState] = {}
         self.notes: deque[dict[str, Any]] = deque(maxlen=_NOTES_KEPT)
         self.updated = 0.0
@@ -120,17 +122,17 @@ class RunFollower:
         status = _status(self._run)
         changed = status != self.status
         self.status = status
-        path = self._run.events_path
-        size = path.stat().st_size if path.exists() else 0
-        if size < self._offset:  # another run under the same name
-            self._reset()
-            self.status = status
-            changed = True
-        if size == self._offset:
-            return changed
-        with path.open("rb") as stream:
-            stream.seek(self._offset)
-            data = stream.read()
+        try:
+            with self._run.events_path.open("rb") as stream:
+                found = os.fstat(stream.fileno())
+                if found.st_size < self._offset or found.st_ino != self._file:  # another run under the same name
+                    changed = changed or self._offset > 0
+                    self._reset()
+                    self.status, self._file = status, found.st_ino
+                stream.seek(self._offset)
+                data = stream.read()
+        except OSError:
+            return changed  # not there yet, or no more
         whole = data.rfind(b"\n") + 1
         self._offset += whole
         for line in data[:whole].splitlines():
@@ -148,11 +150,12 @@ class RunFollower:
         }
 
     def _take(self, line: bytes) -> None:
-        try:
-            event = orjson.loads(line)
-            kind, time = event["type"], float(event["time"])
-        except (orjson.JSONDecodeError, KeyError, TypeError, ValueError):
-            return  # not ours: a line somebody edited, or of a version to come
+        """A line that is not ours (somebody edited it, or it is of a version to come) counts as far as it can be read."""
+        with suppress(orjson.JSONDecodeError, AttributeError, KeyError, TypeError, ValueError):
+            self._take_event(orjson.loads(line))
+
+    def _take_event(self, event: dict[str, Any]) -> None:
+        kind, time = event["type"], float(event["time"])
         self.updated = time
         name = str(event.get("stage") or "")
         if kind == "run_started":
@@ -180,7 +183,8 @@ class RunFollower:
             done = float(event["done"])
             if stage.task != event["task"] or stage.total is None or done < stage.since[1]:
                 stage.since = (time, done)
-            stage.task, stage.done, stage.total = str(event["task"]), done, event.get("total")
+            total = event.get("total")
+            stage.task, stage.done, stage.total = str(event["task"]), done, None if total is None else float(total)
             stage.unit, stage.updated = str(event.get("unit", "")), time
         elif kind == "metric":
             self._take_metric(stage, int(event["step"]), event["values"], time)
@@ -198,7 +202,7 @@ class RunFollower:
                 stage.metrics.setdefault(str(name), Series()).add(step, stage.worked, float(value))
 
     def _read_metrics(self, stage: StageState) -> None:
-        """Of a stage another run did: its artifact has the lines, without their times."""
+        """Of a stage another run did: its artifact has the lines, and of each step how long it took."""
         try:
             artifact = self._run.artifact(stage.name)
         except (StoreError, OSError):
@@ -206,15 +210,21 @@ class RunFollower:
         path: Path | None = artifact.file(_METRICS_FILE) if artifact else None
         if path is None or not path.is_file():
             return
+        ends: dict[int, float] = {0: 0.0}  # step -> seconds worked; a step that was done again counts once
         for line in path.read_bytes().splitlines():
             try:
                 row = orjson.loads(line)
                 step = int(row.pop("step"))
+                taken = row.pop("seconds", None)
             except (orjson.JSONDecodeError, KeyError, AttributeError, ValueError):
                 continue
+            before = ends.get(step - 1)
+            worked = before + taken if isinstance(taken, int | float) and before is not None else None
+            if worked is not None:
+                ends[step] = worked
             for name, value in row.items():
                 if isinstance(value, int | float) and not name.endswith("_bytes"):
-                    stage.metrics.setdefault(name, Series()).add(step, None, float(value))
+                    stage.metrics.setdefault(name, Series()).add(step, worked, float(value))
 
 
 def _status(run: Run) -> str:

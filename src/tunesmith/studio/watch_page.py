@@ -6,8 +6,6 @@ blocks of this file by their digests, and a connection to its own server where t
 
 from __future__ import annotations
 
-import base64
-import hashlib
 from collections.abc import Sequence
 from importlib.resources import files
 from string import Template
@@ -15,8 +13,9 @@ from typing import Any
 
 from tunesmith import __version__
 from tunesmith.data.statistics.page import escape
-from tunesmith.data.statistics.texts import one_line
+from tunesmith.data.statistics.texts import one_line, visible
 from tunesmith.judging.report import embed_json
+from tunesmith.text.page_head import content_policy, page_head
 
 POINTS = 1_000
 """Of one curve: more than a screen has columns for."""
@@ -27,22 +26,16 @@ def watch_page(runs: Sequence[dict[str, Any]], *, now: float, live: bool) -> str
     style, script = _style(), _part("watch.js")
     names = ", ".join(str(run["name"]) for run in runs)
     return Template(_part("watch.html")).substitute(
-        title=escape(one_line(f"{names} · training", 120)),
-        policy=escape(page_policy(live=live)),
+        head=page_head(visible(one_line(f"{names} · training", 120)), style, policy=page_policy(live=live)),
         data=embed_json({"live": live, "now": now, "runs": list(runs)}),
         footer=escape(f"tunesmith {__version__}. This page loads nothing from elsewhere."),
-        style=style,
         script=script,
     )
 
 
 def page_policy(*, live: bool) -> str:
     """The content security policy of the page."""
-    connect = " connect-src 'self';" if live else ""
-    return (
-        f"default-src 'none'; script-src '{_digest(_part('watch.js'))}'; style-src '{_digest(_style())}';{connect} "
-        "base-uri 'none'; form-action 'none'"
-    )
+    return content_policy(_style(), _part("watch.js"), *(["connect-src 'self'"] if live else []))
 
 
 def _style() -> str:
@@ -53,7 +46,3 @@ def _style() -> str:
 
 def _part(name: str) -> str:
     return (files("tunesmith.studio") / "page" / name).read_text(encoding="utf-8")
-
-
-def _digest(text: str) -> str:
-    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()

@@ -56,9 +56,9 @@ class Feed:
 
 def create_app(followers: Sequence[RunFollower]) -> Starlette:
     """/ is the page, /events the stream that feeds it."""
-    feed = Feed(followers)
+    feed = Feed(followers)  # read by one thread alone: both answers are made in the server's loop
 
-    def page(_request: Request) -> Response:
+    async def page(_request: Request) -> Response:
         feed.look()
         policy = f"{page_policy(live=True)}; frame-ancestors 'none'"
         html = watch_page(feed.runs(), now=time.time(), live=True)
@@ -76,7 +76,7 @@ def create_app(followers: Sequence[RunFollower]) -> Starlette:
                 yield b": nothing new\n\n"
             await asyncio.sleep(_LOOK_SECONDS)
 
-    def events(_request: Request) -> Response:
+    async def events(_request: Request) -> Response:
         return StreamingResponse(stream(), media_type="text/event-stream", headers=_HEADERS)
 
     return Starlette(

@@ -128,6 +128,15 @@ class Batch:
     num_rows: tuple[int, ...] = ()  # supervised rows of each sample
     columns: Mapping[str, torch.Tensor] = field(default_factory=dict)  # (samples,) each, fp32
     token_columns: Mapping[str, torch.Tensor] = field(default_factory=dict)  # (N,) each, fp32
+    token_rows: torch.Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
+    """(num_tokens,) on the CPU: the row of each token of the samples."""
+    token_places: torch.Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
+    """(num_tokens,) on the CPU: its place in the arrays of Samples."""
+
+    @cached_property
+    def read_rows(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """(M,) `rows` in order and each once; (N,) where each of `rows` stands among them."""
+        return torch.unique(self.rows, return_inverse=True)
 
     @cached_property
     def sample_of_row(self) -> torch.Tensor:
@@ -180,6 +189,7 @@ def build_batch(samples: Samples, indices: Sequence[int], device: torch.device, 
         rows.append(row_of[predicted])
         places.append(predicted + place.start + 1)
     at = np.concatenate(places)
+    held = [np.arange(samples.rows(index).start, samples.rows(index).stop) for index in order]
 
     def take(values: NDArray[Any], where: NDArray[np.int64] | list[int], kind: type) -> torch.Tensor:
         return torch.from_numpy(values[where].astype(kind)).to(device)
@@ -196,6 +206,8 @@ def build_batch(samples: Samples, indices: Sequence[int], device: torch.device, 
         num_rows=tuple(len(each) for each in rows),
         columns={name: take(values, order, np.float32) for name, values in samples.columns.items()},
         token_columns={name: take(values, at, np.float32) for name, values in samples.token_columns.items()},
+        token_rows=torch.from_numpy(np.concatenate(layout.row_of)),
+        token_places=torch.from_numpy(np.concatenate(held)),
     )
 
 

@@ -16,20 +16,26 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from transformers import PreTrainedModel
 
+from tunesmith.errors import StoreError, TrainingError
 from tunesmith.events import Metric, Note, Progress
-from tunesmith.model.checkpoint import Checkpoint, newest_checkpoint, save_checkpoint
+from tunesmith.model.checkpoint import Checkpoint, save_checkpoint
 from tunesmith.protocols import EventSink
 from tunesmith.recipe import Optimisation
 from tunesmith.training.batches import Samples
+from tunesmith.training.checkpoints import newest_of, save_spread
+from tunesmith.training.compiled import compiled_blocks
+from tunesmith.training.frozen_blocks import FrozenBlocks, can_stand_apart
+from tunesmith.training.lockstep import LockstepStepper
 from tunesmith.training.losses import Loss
-from tunesmith.training.memory_plan import plan_memory
+from tunesmith.training.memory_plan import find_largest, plan_memory
 from tunesmith.training.probing import varlen_forward
 from tunesmith.training.schedule import learning_rate_at, micro_batches
+from tunesmith.training.sharding import shard_model
 from tunesmith.training.sources import FixedSamples, Source
 from tunesmith.training.step import Pace, Stepper, StepResult
 from tunesmith.types import Record
@@ -79,11 +85,21 @@ def train(
     metrics_path: Path,
     events: EventSink,
     loss: Loss,
+    spread_over: torch.device | None = None,
 ) -> Trained:
     """Train the parameters of `model` that require a gradient, on the same samples in every epoch; see train_on."""
     source = FixedSamples(samples, pack_length, section)
     places = Places(checkpoint_dir, metrics_path, events)
-    return train_on(model, source, section, learning_rate=learning_rate, pace=pace, places=places, loss=loss)
+    return train_on(
+        model,
+        source,
+        section,
+        learning_rate=learning_rate,
+        pace=pace,
+        places=places,
+        loss=loss,
+        spread_over=spread_over,
+    )
 
 
 def train_on(
@@ -95,26 +111,34 @@ def train_on(
     pace: Pace,
     places: Places,
     loss: Loss,
+    spread_over: torch.device | None = None,
 ) -> Trained:
     """Train the parameters of `model` that require a gradient; continues from the newest whole checkpoint.
+
+    spread_over: this rank's device, where the weights are to be spread over all ranks; the model, whole on every rank
+    before, serves nothing else afterwards, and only the first rank gets the trained weights. None: every rank has all.
 
     The loss of a step is the sum over its units divided by their number, which is known before the first forward pass.
     Raises TrainingError on a loss that is not finite or exactly zero, naming rows and layer. On KeyboardInterrupt a
     checkpoint is written first.
     """
-    training = _Training(model, source, section, learning_rate, pace, places, loss)
     model.train()
     if pace.gradient_checkpointing:
         _recompute_activations(model, True)
     try:
-        with varlen_forward(model), torch.random.fork_rng(devices=training.cuda_devices):
-            training.resume()
-            training.run()
+        with varlen_forward(model), compiled_blocks(model, pace.compile_blocks):
+            if spread_over is not None:
+                shard_model(model, spread_over)
+            with _Training(
+                model, source, section, learning_rate, pace, places, loss, spread_over is not None
+            ) as training:
+                training.resume()
+                training.run()
+                return training.result()
     finally:
         if pace.gradient_checkpointing:
             _recompute_activations(model, False)
         model.eval()
-    return training.result()
 
 
 def _recompute_activations(model: PreTrainedModel, on: bool) -> None:
@@ -138,10 +162,12 @@ class _Training:
         pace: Pace,
         places: Places,
         loss: Loss,
+        is_spread: bool,
     ) -> None:
         self.source, self.section, self.pace, self.places = source, section, pace, places
-        self.learning_rate = learning_rate
-        self.stepper = Stepper(model, loss, section, pace, learning_rate=learning_rate)
+        self.learning_rate, self.is_spread = learning_rate, is_spread
+        kind = LockstepStepper if is_spread else Stepper
+        self.stepper = kind(model, loss, section, pace, learning_rate=learning_rate)
         self.weights, self.ranks = self.stepper.weights, self.stepper.ranks
         self.events = places.events
         device = self.stepper.device
@@ -152,9 +178,18 @@ class _Training:
         self.tokens, self.seconds = 0, 0.0
         self.saved_at, self.saved_step = time.monotonic(), 0
 
+    def __enter__(self) -> Self:
+        self._rng = torch.random.fork_rng(devices=self.cuda_devices)
+        self._rng.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._rng.__exit__(*error)
+        self.weights.close()
+
     def resume(self) -> None:
         """Take up the newest whole checkpoint, where there is one."""
-        checkpoint, damaged = newest_checkpoint(self.places.checkpoint_dir)
+        checkpoint, damaged = newest_of(self.places.checkpoint_dir, self.weights.blank, self.ranks)
         for message in damaged:
             self.events.emit(Note(level="warning", message=message))
         if checkpoint is None:
@@ -168,6 +203,7 @@ class _Training:
         """All steps that are left."""
         if self.done == 0 or self.cuda_devices:  # resumed on a CPU: what was planned ran
             self._plan_memory()
+        self._keep_activations()
         self._note_sharing()
         self.places.metrics_path.parent.mkdir(parents=True, exist_ok=True)
         self._progress({})
@@ -179,6 +215,8 @@ class _Training:
                     if self._checkpoint_due():
                         self.save()
         except KeyboardInterrupt:
+            if self.is_spread:
+                raise  # the other ranks, who have parts of the weights, do not know of it
             if self.stepper.is_whole and self.done > self.saved_step and self.source.is_stopping_place(self.done):
                 self.save()
             raise
@@ -188,6 +226,8 @@ class _Training:
         if not isinstance(self.source, FixedSamples):
             return
         samples, steps = self.source.samples, min(self.source.plan.steps_per_epoch, self.num_steps)
+        if self.is_spread:
+            return self._try_largest(self.source, steps)
         plan = plan_memory(
             self.stepper.model,
             samples,
@@ -200,6 +240,42 @@ class _Training:
         )
         self.stepper.micro_batch_size = plan.micro_batch_size
         self.events.emit(Note(message=plan.sentence()))
+
+    def _keep_activations(self) -> None:
+        """Compute the blocks that never change apart, where a later epoch would do it again."""
+        source, folder = self.source, self.places.checkpoint_dir
+        if not self.pace.cache_activations or self.is_spread or not isinstance(source, FixedSamples):
+            return
+        if self.num_steps <= source.plan.steps_per_epoch or not can_stand_apart(self.stepper.model, source.samples):
+            return
+        try:
+            self.stepper.below = FrozenBlocks(self.stepper.model, source.samples, folder)
+        except StoreError as error:
+            self.events.emit(Note(level="warning", message=f"frozen blocks are computed in every epoch: {error}"))
+        else:
+            self.events.emit(Note(message=self.stepper.below.sentence()))
+
+    def _try_largest(self, source: FixedSamples, steps: int) -> None:
+        """Where weights are spread: the largest micro batch once, on all ranks together. No other size is looked for: one rank
+        may have less memory than another, and all must make the same passes."""
+        packs = [source.take(step)[1] for step in range(steps)]
+        batches = [members for each in packs for members in micro_batches(each, self.stepper.micro_batch_size)]
+        samples, stepper = source.samples, self.stepper
+        largest = find_largest(batches, samples, lambda members: stepper.batch(samples, members).input_ids.shape[1])
+        try:
+            stepper.rehearse(samples, largest.members)
+        except torch.OutOfMemoryError as error:
+            raise TrainingError(
+                f"a micro batch of {largest.num_tokens:,} tokens does not fit beside this rank's part of the weights",
+                where="recipe.runtime",
+                hint="set runtime.gradient_checkpointing: true, lower runtime.micro_batch_size or tokenize.pack_length, "
+                "or use more devices",
+            ) from error
+        finally:
+            self.weights.drop_gradients()
+        peak = self._peak_memory() / 1e9
+        message = f"the largest micro batch ({largest.num_tokens:,} tokens) was tried: {peak:.2f} GB on this rank"
+        self.events.emit(Note(message=message))
 
     def _note_sharing(self) -> None:
         """Say what shared beginnings save, where they do and where that is known beforehand."""
@@ -242,14 +318,15 @@ class _Training:
         )
         self.seconds += seconds
         self.tokens += result.num_tokens
-        self._report(write, result, rate, result.num_tokens / seconds)
+        self._report(write, result, rate, seconds)
 
-    def _report(self, write: Callable[[str], Any], result: StepResult, rate: float, speed: float) -> None:
+    def _report(self, write: Callable[[str], Any], result: StepResult, rate: float, seconds: float) -> None:
         if not self.ranks.is_first:
             return
         values = {"loss": result.loss, "learning_rate": rate, "grad_norm": result.grad_norm}
-        values |= {"tokens_per_second": round(speed, 1), **result.measures}
-        write(json.dumps({"step": self.done, **values, "peak_memory_bytes": self._peak_memory()}) + "\n")
+        values |= {"tokens_per_second": round(result.num_tokens / seconds, 1), **result.measures}
+        spent = {"seconds": round(seconds, 4), "peak_memory_bytes": self._peak_memory()}
+        write(json.dumps({"step": self.done, **values, **spent}) + "\n")
         if self.done % self.pace.log_every_steps == 0 or self.done == self.num_steps:
             self.events.emit(Metric(step=self.done, values=values))
         self._progress({"loss": round(result.loss, 4), "tokens_per_second": round(self.tokens / self.seconds)})
@@ -263,14 +340,17 @@ class _Training:
         every = self.pace.checkpoint_every_steps
         if every is not None:
             return self.done // every > self.saved_step // every  # the first stopping place after each `every` steps
-        return time.monotonic() - self.saved_at >= _AUTO_CHECKPOINT_SECONDS
+        due = time.monotonic() - self.saved_at >= _AUTO_CHECKPOINT_SECONDS
+        return self.ranks.from_first(lambda: due) if self.is_spread else due
 
     def save(self) -> None:
         """A checkpoint of everything `resume` needs."""
-        if self.ranks.is_first:
-            state = {"losses": [loss.model_dump(exclude_none=True) for loss in self.losses]}
-            checkpoint = Checkpoint(self.done, self.weights.state(), state)
-            save_checkpoint(self.places.checkpoint_dir, checkpoint, keep=self.pace.keep_checkpoints)
+        folder, keep = self.places.checkpoint_dir, self.pace.keep_checkpoints
+        state = {"losses": [loss.model_dump(exclude_none=True) for loss in self.losses]}
+        if self.is_spread:
+            save_spread(folder, self.done, self.weights.state(), state, keep=keep, ranks=self.ranks)
+        elif self.ranks.is_first:
+            save_checkpoint(folder, Checkpoint(self.done, self.weights.state(), state), keep=keep)
         self.saved_at, self.saved_step = time.monotonic(), self.done
 
     def _peak_memory(self) -> int:
@@ -282,7 +362,7 @@ class _Training:
 
     def result(self) -> Trained:
         return Trained(
-            weights=dict(self.weights.masters),
+            weights=self.weights.whole(keep=self.ranks.is_first or not self.is_spread),
             losses=self.losses,
             num_trainable=self.weights.num_trainable,
             peak_memory_bytes=self._peak_memory(),

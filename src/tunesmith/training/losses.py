@@ -3,7 +3,7 @@
 Sums, not means: the unit (a supervised token, a pair, a sample) is counted over the whole optimiser step before its first
 forward pass, so accumulation, packing and ranks cannot change what it counts. Refuses to know models and schedules.
 
-Legend: R rows of a batch, D width.
+Legend: N supervised rows of a batch, D width.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Loss(Protocol):
         ...
 
     def __call__(self, head: Head, hidden: torch.Tensor, batch: Batch) -> BatchLoss:
-        """hidden (R, D): what the output head reads, at every row of the batch."""
+        """hidden (N, D): what the output head reads at each row that predicts something."""
         ...
 
 
@@ -74,4 +74,4 @@ class CrossEntropy:
         return float(samples.target_weights[list(indices)].sum())
 
     def __call__(self, head: Head, hidden: torch.Tensor, batch: Batch) -> BatchLoss:
-        return head.negative_log_likelihood(hidden[batch.rows], batch.targets, batch.row_weights), {}
+        return head.negative_log_likelihood(hidden, batch.targets, batch.row_weights), {}

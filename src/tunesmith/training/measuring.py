@@ -12,7 +12,8 @@ import torch
 from transformers import PreTrainedModel
 
 from tunesmith.training.batches import Samples, build_batch
-from tunesmith.training.probing import hidden_states, output_head, varlen_forward
+from tunesmith.training.forward import supervised_hidden
+from tunesmith.training.probing import output_head, varlen_forward
 
 _TOKENS_AT_ONCE = 2048
 """Tokens of one forward pass, where samples are short: enough to fill a processor, little enough for its memory."""
@@ -40,8 +41,8 @@ def measure_losses(
     with varlen_forward(model):
         for indices in _groups(samples):
             batch = build_batch(samples, indices, device, share_prefixes=True)
-            hidden = hidden_states(model, batch)
-            totals = batch.sum_by_sample(-head.log_probs(hidden[batch.rows], batch.targets, 1.0)).tolist()
+            hidden = supervised_hidden(model, batch, trim=True)
+            totals = batch.sum_by_sample(-head.log_probs(hidden, batch.targets, 1.0)).tolist()
             for index, total, count in zip(batch.samples, totals, batch.num_rows, strict=True):
                 losses[index] = TokenLoss(total, count)
                 on_done(index, losses[index])

@@ -16,8 +16,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from tunesmith.training.batches import Batch, Samples, build_batch
+from tunesmith.training.forward import supervised_hidden
 from tunesmith.training.packing import plan_packs
-from tunesmith.training.probing import hidden_states
 from tunesmith.training.schedule import Pack
 from tunesmith.training.sources import spell_out
 
@@ -72,7 +72,7 @@ def measure_tokens(
     for start in range(0, len(samples.groups), _GROUPS_AT_ONCE):
         members = [index for group in samples.groups[start : start + _GROUPS_AT_ONCE] for index in group]
         batch = build_batch(samples, members, device, share_prefixes=True)
-        found = value_of(hidden_states(model, batch)[batch.rows], batch).double().cpu().numpy()
+        found = value_of(supervised_hidden(model, batch, trim=True), batch).double().cpu().numpy()
         ends = np.cumsum(batch.num_rows)
         for index, first, end in zip(batch.samples, [0, *ends], ends, strict=False):
             rows = samples.rows(index)

@@ -51,6 +51,11 @@ class PairRows:
     rejected: torch.Tensor
 
 
+def num_pairs(samples: Samples, indices: Sequence[int]) -> int:
+    """Pairs that these samples belong to."""
+    return len(set(samples.columns[PAIR][list(indices)].tolist()))
+
+
 def pair_rows(batch: Batch) -> PairRows:
     """Raises DataError where a batch holds half a pair."""
     pairs, is_chosen = batch.columns[PAIR], batch.columns[CHOSEN] > 0.5

@@ -16,12 +16,16 @@ from tunesmith.recipe.align import Align
 from tunesmith.training.batches import Batch, Samples
 from tunesmith.training.head import Head
 from tunesmith.training.losses import BatchLoss, Measure
-from tunesmith.training.objectives.normalising import divisor, token_weights
+from tunesmith.training.objectives.normalising import Normalisation, divisor, token_weights
 from tunesmith.training.objectives.policy import check_on_policy, policy_loss, value_loss
 from tunesmith.training.preference_losses import batch_loss
 
 OLD, ADVANTAGE, REFERENCE = "old", "advantage", "reference"
 VALUE, RETURN = "value", "return"
+LEVEL_ANSWERS, LEVEL_TOKENS = "level_answers", "level_tokens"
+"""What counts in the divisor beside a sample: parts of groups whose rewards are level, which are not computed, because their
+advantages are 0. GRPO's means are over every answer (arXiv 2402.03300, equation 3), as in TRL; only a sampler that draws
+others in their place (DAPO) may forget them."""
 
 _RATIO_TOLERANCE = {torch.float32: 0.01, torch.bfloat16: 1.0, torch.float16: 0.3}
 """Nats between two forward passes over the same tokens in other packs: thirty blocks round, most where a token was
@@ -37,26 +41,37 @@ class PolicyLoss:
         self._section = section
         self._value_head = value_head
         self._level: Any = "sequence_sum" if section.loss == "rloo" else "token"
+        auto: Normalisation = "answer" if section.loss == "rloo" else "token"
+        self._normalisation: Normalisation = auto if section.normalisation == "auto" else section.normalisation
+        self._share_computed = 1.0  # of a step's units
         self._fresh = True  # no update yet: the ratio must be 1
 
     def begin_step(self, samples: Samples, indices: Sequence[int], measure: Measure) -> None:
-        """Nothing: advantages were found over the whole rollout."""
+        """Measures are means over what is computed; the loss is one over all that counts."""
+        self._share_computed = self._units(samples, indices, 0.0, 0.0) / self.units(samples, indices)
 
     def units(self, samples: Samples, indices: Sequence[int]) -> float:
-        num_tokens = int(samples.num_targets[list(indices)].sum())
-        return divisor(self._section.normalisation, num_sequences=len(indices), num_tokens=num_tokens)
+        """Answers or tokens of the step, level groups too."""
+        beside = [
+            float(samples.columns[name][list(indices)].sum()) if name in samples.columns else 0.0
+            for name in (LEVEL_ANSWERS, LEVEL_TOKENS)
+        ]
+        return self._units(samples, indices, *beside)
+
+    def _units(self, samples: Samples, indices: Sequence[int], answers: float, tokens: float) -> float:
+        num_tokens = int(samples.num_targets[list(indices)].sum()) + tokens
+        return divisor(self._normalisation, num_sequences=len(indices) + answers, num_tokens=num_tokens)
 
     def __call__(self, head: Head, hidden: torch.Tensor, batch: Batch) -> BatchLoss:
         section = self._section
-        rows = hidden[batch.rows]
-        log_probs = head.log_probs(rows, batch.targets, section.temperature)
+        log_probs = head.log_probs(hidden, batch.targets, section.temperature)
         old = batch.token_columns[OLD]
         if self._fresh:
             tolerance = _RATIO_TOLERANCE.get(hidden.dtype, 1.0)
             check_on_policy(log_probs.detach(), old, tolerance=tolerance)
             self._fresh = False
         lengths = torch.tensor(batch.num_rows, device=hidden.device)
-        weights = token_weights(lengths, section.normalisation, max_tokens=section.max_tokens)
+        weights = token_weights(lengths, self._normalisation, max_tokens=section.max_tokens)
         per_token = ADVANTAGE in batch.token_columns
         summed = policy_loss(
             log_probs,
@@ -75,10 +90,10 @@ class PolicyLoss:
         )
         loss, measured = batch_loss(summed)
         if self._value_head is not None:
-            values = self._value_head(rows)
+            values = self._value_head(hidden)
             columns = batch.token_columns
             of_values = value_loss(values, columns[VALUE], columns[RETURN], weights, clip=section.clip_high)
             value, more = batch_loss(of_values)
             loss = loss + section.value_weight * value
             measured = {**measured, **more, "value_loss": float(value.detach())}
-        return loss, measured
+        return loss, {name: value / self._share_computed for name, value in measured.items()}

@@ -15,7 +15,7 @@ from tunesmith.training.head import Head
 from tunesmith.training.losses import BatchLoss, Measure
 from tunesmith.training.objectives.preference import Pairs, dpo, ipo, kto, kto_kl, orpo, simpo
 from tunesmith.training.objectives.summed import Summed
-from tunesmith.training.pairs import DESIRABLE, PAIR, REFERENCE, pair_rows
+from tunesmith.training.pairs import DESIRABLE, REFERENCE, num_pairs, pair_rows
 
 
 class PairLoss:
@@ -30,10 +30,10 @@ class PairLoss:
         """Nothing: each pair stands for itself."""
 
     def units(self, samples: Samples, indices: Sequence[int]) -> float:
-        return len(set(samples.columns[PAIR][list(indices)].tolist()))
+        return num_pairs(samples, indices)
 
     def __call__(self, head: Head, hidden: torch.Tensor, batch: Batch) -> BatchLoss:
-        log_probs = batch.sum_by_sample(head.log_probs(hidden[batch.rows], batch.targets, 1.0))
+        log_probs = batch.sum_by_sample(head.log_probs(hidden, batch.targets, 1.0))
         lengths = torch.tensor(batch.num_rows, dtype=torch.float32, device=log_probs.device)
         reference = batch.columns.get(REFERENCE)
         at = pair_rows(batch)
@@ -67,7 +67,7 @@ class Kto:
         return len(indices)
 
     def __call__(self, head: Head, hidden: torch.Tensor, batch: Batch) -> BatchLoss:
-        log_probs = batch.sum_by_sample(head.log_probs(hidden[batch.rows], batch.targets, 1.0))
+        log_probs = batch.sum_by_sample(head.log_probs(hidden, batch.targets, 1.0))
         summed = kto(
             log_probs,
             batch.columns[REFERENCE],

@@ -22,6 +22,7 @@ from tunesmith.training.attention import NAME
 from tunesmith.training.batches import Batch
 from tunesmith.training.head import Head
 from tunesmith.training.kernels import restore_layers, swap_norms
+from tunesmith.training.last_block import trimmed_last_block
 from tunesmith.training.prefixes import Layout, lay_as_trie, lay_end_to_end
 
 _TOLERANCE = {torch.float32: (1e-4, 1e-3), torch.float16: (1e-2, 0.1), torch.bfloat16: (1e-2, 0.3)}
@@ -51,7 +52,8 @@ def varlen_forward(model: PreTrainedModel) -> Generator[None]:
             model.config._attn_implementation = NAME  # read by no layer of Bloom; it keeps the model from making a mask
         else:
             _set_attention(model)
-        yield
+        with trimmed_last_block(model):
+            yield
     finally:
         if bloom:
             model.config._attn_implementation = before
@@ -71,13 +73,16 @@ def _set_attention(model: PreTrainedModel) -> None:
         )
 
 
-def hidden_states(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
-    """(T, D) what the output head reads, at every position. Inside `varlen_forward`."""
+def hidden_states(model: PreTrainedModel, batch: Batch, start: torch.Tensor | None = None) -> torch.Tensor:
+    """(T, D) what the output head reads, at every position. Inside `varlen_forward`.
+
+    start (1, T, D): what the lowest block reads, in place of embeddings.
+    """
     decoder: Any = model.get_decoder()
     _refuse_shared_rotation(decoder.config, batch)
     with give_segments(decoder, batch.segments, batch.input_ids) as more:
         output = decoder(
-            input_ids=batch.input_ids,
+            **({"input_ids": batch.input_ids} if start is None else {"inputs_embeds": start}),
             position_ids=batch.position_ids,
             segments=batch.segments,
             use_cache=False,

@@ -6,14 +6,17 @@ models and data.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import os
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
+
+T = TypeVar("T")
 
 _BUCKET_NUMBERS = 16 << 20  # fp32 numbers summed at once: 64 MB
 
@@ -37,6 +40,27 @@ class Ranks:
         """The one that writes files and speaks."""
         return self.rank == 0
 
+    @property
+    def device_index(self) -> int:
+        """The CUDA device of this machine that is this rank's."""
+        return int(os.environ.get("LOCAL_RANK", "0")) if self.size > 1 else 0
+
+    def from_first(self, make: Callable[[], T]) -> T:
+        """What the first rank makes, on every rank; the others wait for it."""
+        if self.size == 1:
+            return make()
+        made: list[Any] = [make() if self.is_first else None]
+        dist.broadcast_object_list(made, src=0)
+        return made[0]
+
+    def gather(self, value: T) -> list[T]:
+        """What every rank has, by rank."""
+        if self.size == 1:
+            return [value]
+        everyone: list[Any] = [None] * self.size
+        dist.all_gather_object(everyone, value)
+        return everyone
+
     def share(self, packs: Sequence[tuple[int, ...]], lengths: NDArray[np.int64]) -> list[tuple[int, ...]]:
         """This rank's packs of a step: the dearest pack first, each to the rank with the least work so far.
 
@@ -55,12 +79,20 @@ class Ranks:
                 mine.append(index)
         return [packs[index] for index in sorted(mine)]
 
+    def share_out(self, keys: Sequence[Hashable], work: Callable[[Sequence[int]], Sequence[T]]) -> list[T]:
+        """work(indices) gives one result for each; every rank does its share and gets all results, in the order of the keys.
+        Indices with equal keys go to the same rank, in order."""
+        owners = {key: number % self.size for number, key in enumerate(dict.fromkeys(keys))}
+        mine = [index for index, key in enumerate(keys) if owners[key] == self.rank]
+        done = dict(zip(mine, work(mine), strict=True)) if mine else {}
+        everyone = {index: result for each in self.gather(done) for index, result in each.items()}
+        return [everyone[index] for index in range(len(keys))]
+
     def sum(self, values: Sequence[float]) -> list[float]:
         """Of every number, over all ranks."""
         if self.size == 1:
             return list(values)
-        device = "cuda" if dist.get_backend() == "nccl" else "cpu"
-        tensor = torch.tensor(values, dtype=torch.float64, device=device)
+        tensor = torch.tensor(values, dtype=torch.float64, device="cuda" if dist.get_backend() == "nccl" else "cpu")
         dist.all_reduce(tensor)
         return tensor.tolist()
 
@@ -68,8 +100,7 @@ class Ranks:
         """Of every name over all ranks; a rank that had no work names nothing."""
         if self.size == 1:
             return dict(values)
-        everyone: list[Any] = [None] * self.size
-        dist.all_gather_object(everyone, dict(values))
+        everyone = self.gather(dict(values))
         names = sorted({name for each in everyone for name in each})
         return {name: sum(each.get(name, 0.0) for each in everyone) for name in names}
 

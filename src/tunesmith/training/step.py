@@ -19,8 +19,10 @@ from transformers import PreTrainedModel
 from tunesmith.errors import TrainingError
 from tunesmith.recipe import Optimisation
 from tunesmith.training.batches import Batch, Samples, build_batch
+from tunesmith.training.forward import supervised_hidden
+from tunesmith.training.frozen_blocks import FrozenBlocks
 from tunesmith.training.losses import Loss
-from tunesmith.training.probing import draws_dropout, hidden_states, output_head, refuse_loss
+from tunesmith.training.probing import draws_dropout, output_head, refuse_loss
 from tunesmith.training.ranks import Ranks
 from tunesmith.training.schedule import Pack, micro_batches
 from tunesmith.training.weights import TrainableWeights
@@ -38,6 +40,9 @@ class Pace:
     log_every_steps: int
     gradient_checkpointing: bool
     share_prefixes: bool
+    trim_last_block: bool
+    cache_activations: bool
+    compile_blocks: bool
 
 
 @dataclass(frozen=True)
@@ -62,6 +67,8 @@ class Stepper:
             1 if pace.micro_batch_size == "auto" else pace.micro_batch_size
         )  # until a plan says more
         self.share_prefixes = pace.share_prefixes and not draws_dropout(model)
+        self.trim_last_block = pace.trim_last_block
+        self.below: FrozenBlocks | None = None  # the blocks that never change, where they are computed apart
         self.device = next(model.parameters()).device
         self.ranks = Ranks.current()
         self.weights = TrainableWeights(
@@ -112,14 +119,14 @@ class Stepper:
         found: dict[int, float] = {}
         for members in micro_batches([(index,) for index in indices], _SAMPLES_AT_ONCE):
             batch = self.batch(samples, members)
-            hidden = hidden_states(self.model, batch)[batch.rows]
+            hidden = self._hidden(batch)
             sums = batch.sum_by_sample(output_head(self.model).detach().log_probs(hidden, batch.targets, 1.0))
             found.update(zip(batch.samples, sums.tolist(), strict=True))
         return np.array([found[index] for index in indices])
 
     def _forward_backward(self, samples: Samples, batch: Batch, units: float, step: int, sums: Counter[str]) -> None:
         """Adds this batch's share of the gradient, and its sums."""
-        hidden = hidden_states(self.model, batch)
+        hidden = self._hidden(batch)
         summed, measured = self.loss(output_head(self.model), hidden, batch)
         value = float(summed.detach())
         if not math.isfinite(value):
@@ -128,6 +135,10 @@ class Stepper:
             raise self._refusal(samples, batch, step, "the loss is exactly 0, so nothing can be learnt")
         (summed / units).backward()
         sums.update({"loss": value, **measured})
+
+    def _hidden(self, batch: Batch) -> torch.Tensor:
+        """(N, D) what the head reads."""
+        return supervised_hidden(self.model, batch, trim=self.trim_last_block, below=self.below)
 
     def rehearse(self, samples: Samples, members: Pack) -> None:
         """Forward and backward of one micro batch, as a step runs it; its gradients stay, no weight changes."""

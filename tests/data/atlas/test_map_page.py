@@ -4,9 +4,7 @@ ever runs. Both painters are driven: WebGL by software, and the raster that repl
 from __future__ import annotations
 
 import json
-import os
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,25 +15,9 @@ from tunesmith.data.atlas.page import map_page
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "server"))
 from hostile import VECTORS
 
-CHROMIUM = Path(os.environ.get("TUNESMITH_CHROMIUM", "/usr/bin/chromium"))
-SWITCHES = [
-    "--headless", "--no-sandbox", "--disable-quic", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync",
-]  # fmt: skip
 PAINTERS = ("raster", "webgl")
 MIDDLE = (790, 400)  # of the part of the picture that no panel covers
 pytestmark = pytest.mark.browser
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    if not CHROMIUM.exists():
-        pytest.skip(f"no Chromium at {CHROMIUM} (set TUNESMITH_CHROMIUM)")
-    api = pytest.importorskip("playwright.sync_api")
-    with api.sync_playwright() as playwright:
-        made = playwright.chromium.launch(executable_path=str(CHROMIUM), args=SWITCHES)
-        yield made
-        made.close()
 
 
 def a_map(texts: list[str], points: list[list[float]] | None = None, **changes: Any) -> dict[str, Any]:

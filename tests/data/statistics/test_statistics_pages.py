@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -16,9 +14,6 @@ from tunesmith.data.statistics.difference_page import difference_page
 from tunesmith.data.statistics.survey import SurveyOptions, survey
 from tunesmith.data.statistics.survey_page import survey_page
 from tunesmith.types import Conversation, Excluded, Message
-
-CHROMIUM = Path(os.environ.get("TUNESMITH_CHROMIUM", "/usr/bin/chromium"))
-SWITCHES = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
 
 HOSTILE = [
     "</script><script>window.hit=1</script>",
@@ -105,17 +100,6 @@ def test_names_of_the_template_in_the_data_stay_text(page: str) -> None:
 
 def test_a_page_of_no_row_says_so() -> None:
     assert "no row" in stats_page([])
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    if not CHROMIUM.exists():
-        pytest.skip(f"no Chromium at {CHROMIUM} (set TUNESMITH_CHROMIUM)")
-    api = pytest.importorskip("playwright.sync_api")
-    with api.sync_playwright() as playwright:
-        made = playwright.chromium.launch(executable_path=str(CHROMIUM), args=SWITCHES)
-        yield made
-        made.close()
 
 
 def opened(browser: Any, text: str, folder: Path, **options: Any) -> tuple[Any, list[str]]:

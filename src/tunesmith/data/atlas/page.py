@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import base64
 import gzip
-import hashlib
-import html
 import re
 from importlib.resources import files
 from typing import Any
 
 from tunesmith.data.atlas.document import encoded
+from tunesmith.text.page_head import content_policy, page_head
 
 _PARTS = (
     "text.js",
@@ -43,17 +42,12 @@ _EXPORT = re.compile(r"^export (?=(?:async )?(?:function|const|class) )", re.MUL
 def map_page(data: dict[str, Any] | None) -> bytes:
     """The page with a map in it (see document.as_json), or without: then it asks for a file."""
     script, style = _script(), _part("map.css")
-    policy = (
-        f"default-src 'none'; script-src '{_digest(script)}'; style-src '{_digest(style)}'; img-src data:; "
-        "base-uri 'none'; form-action 'none'"
-    )
+    policy = content_policy(style, script, "img-src data:")
     packed = b"" if data is None else base64.b64encode(gzip.compress(encoded(data), 6, mtime=0))
     title = "Map" if data is None else str(data["title"])
     page = _part("map.html")
     for mark, text in (
-        ("{{policy}}", html.escape(policy, quote=False)),
-        ("{{title}}", html.escape(title)),
-        ("{{style}}", style),
+        ("{{head}}", page_head(f"{title} · tunesmith map", style, policy=policy, viewport="viewport-fit=cover")),
         ("{{script}}", script),
         ("{{data}}", packed.decode()),
     ):
@@ -70,7 +64,3 @@ def _script() -> str:
 
 def _part(name: str) -> str:
     return (files("tunesmith.data.atlas") / "page" / name).read_text(encoding="utf-8")
-
-
-def _digest(text: str) -> str:
-    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()

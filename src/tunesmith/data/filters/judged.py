@@ -15,17 +15,16 @@ from string import Template
 from tunesmith.data.filters.parts import shown, with_score
 from tunesmith.protocols import FilterContext, Verdict
 from tunesmith.recipe.score_filters import AlpagasusOptions, DeitaOptions, YesNoOptions
+from tunesmith.text.digits import expected_digit
 from tunesmith.types import Completion, Conversation, Message, SamplingParams, TeacherRequest
 
 _DIMENSIONS = {"accuracy": {"en": "accuracy", "zh": "准确性"}, "helpfulness": {"en": "helpfulness", "zh": "有用性"}}
 _RATING = re.compile(
     r"\s*(?:\W*(?:score|rating|评分|分数|得分)\W*)?(\d+(?:\.\d+)?)(?:\s*(?:/|out of)\s*5\b)?", re.IGNORECASE
 )
-_DIGIT = re.compile(r"(?<![\d.])([1-6])(?![\d]|\.\d)")
 _YES_NO = re.compile(r"\W*(yes|true|no|false|是|对|否|不是|不)(?![A-Za-z])", re.IGNORECASE)
 _NUM_LOGPROBS = 20
-_MIN_DIGIT_MASS = 0.1
-"""A place counts as the digit's only where the digits have this much probability together: else it is some other word."""
+_DEITA_MARKS = (1, 6)
 
 
 class Alpagasus:
@@ -96,7 +95,7 @@ class Deita:
         return verdicts
 
     def _score(self, answers: Sequence[Completion]) -> float | None:
-        values = [read_digit(answer) for answer in answers]
+        values = [expected_digit(answer, *_DEITA_MARKS) for answer in answers]
         known = [value for value in values if value is not None]
         if not values or len(known) < len(values):
             return None
@@ -128,21 +127,6 @@ def read_rating(text: str) -> float | None:
     match = _RATING.match(text)
     value = float(match[1]) if match else None
     return value if value is not None and 0 <= value <= 5 else None
-
-
-def read_digit(answer: Completion) -> float | None:
-    """Expectation over the digits 1 to 6 at the first place where the judge thought of one, from log-probabilities that
-    are renormalised over the digits; without them the first digit of the text; None where there is neither."""
-    for place in answer.top_logprobs or ():
-        masses: dict[int, float] = {}
-        for token, logprob in place.items():
-            if token.strip() in {"1", "2", "3", "4", "5", "6"}:
-                masses[int(token)] = masses.get(int(token), 0.0) + math.exp(logprob)
-        total = sum(masses.values())
-        if total >= _MIN_DIGIT_MASS:
-            return sum(digit * mass for digit, mass in masses.items()) / total
-    match = _DIGIT.search(answer.text)
-    return float(match[1]) if match else None
 
 
 def read_yes_no(text: str) -> bool | None:

@@ -7,8 +7,6 @@ this file by their digests, nothing else. Knows no survey and no difference.
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import html
 from collections.abc import Iterable, Sequence
 from importlib.resources import files
@@ -18,6 +16,7 @@ from tunesmith import __version__
 from tunesmith.data.statistics.counts import Count
 from tunesmith.data.statistics.lengths import Distribution
 from tunesmith.data.statistics.texts import one_line, shortened, visible
+from tunesmith.text.page_head import content_policy, page_head
 
 _LONGEST = 600
 
@@ -28,17 +27,14 @@ def document(*, kind: str, name: str, heading: str, about: str, figures: str, se
     style = (page / "page.css").read_text(encoding="utf-8")
     script = (page / "page.js").read_text(encoding="utf-8")
     return Template((page / "page.html").read_text(encoding="utf-8")).substitute(
-        title=escape(one_line(f"{name} · {kind}", 120)),
+        head=page_head(visible(one_line(f"{name} · {kind}", 120)), style, policy=content_policy(style, script)),
         kind=escape(kind),
         heading=heading,
         about=about,
         figures=figures,
         sections="\n".join(sections),
         footer=escape(f"Made by tunesmith {__version__}. This file loads nothing and runs no text of the data."),
-        style=style,
         script=script,
-        style_hash=_digest(style),
-        script_hash=_digest(script),
     )
 
 
@@ -173,7 +169,3 @@ def _quantiles(found: Distribution) -> str:
         + "".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in values)
         + "</dl>"
     )
-
-
-def _digest(text: str) -> str:
-    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()

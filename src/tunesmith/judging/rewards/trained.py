@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from tunesmith.errors import RecipeError
 from tunesmith.protocols import Attempt, Reward, RewardContext
 from tunesmith.recipe.rewards import RewardModelOptions
 from tunesmith.types import Score
@@ -13,6 +14,8 @@ from tunesmith.types import Score
 
 def reward_model(options: RewardModelOptions, ctx: RewardContext) -> Reward:
     """Scores as they come from the model: no bounds, 0 where it was trained to be centred. Opened at the first answer."""
+    if options.model is None:
+        raise RecipeError("no reward model is named here", where=ctx.where, hint="name its folder")
     folder = ctx.files.get(options.model, Path(options.model))
     opened: list[Callable[[Sequence[Attempt]], Sequence[float]]] = []
 

@@ -30,7 +30,13 @@ def grow_rows(model: PreTrainedModel, extension: Extension) -> None:
     model.resize_token_embeddings(max(extension.size, old_rows), mean_resizing=False)
     with torch.no_grad():
         for matrix in matrices(model):
-            matrix[extension.first_id : extension.size] = _means(matrix, extension)
+            means = _means(matrix, extension)
+            if not bool(torch.isfinite(means).all()):
+                raise ModelError(
+                    "the embeddings hold numbers that are not finite, so new rows have no mean",
+                    hint="the base model's weights are damaged: fetch them again",
+                )
+            matrix[extension.first_id : extension.size] = means
 
 
 def matrices(model: PreTrainedModel) -> list[torch.Tensor]:

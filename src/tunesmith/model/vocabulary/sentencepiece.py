@@ -16,6 +16,7 @@ merges. Knows no models.
 from __future__ import annotations
 
 import json
+import math
 import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -80,6 +81,8 @@ def _piece(message: bytes | int) -> Piece:
     if isinstance(text, int) or isinstance(score, int):
         raise ValueError("a piece has another form")
     value = struct.unpack("<f", score)[0] if score is not None else 0.0
+    if not math.isfinite(value):
+        raise ValueError(f"the piece {text.decode()!r} has the score {value}")
     return Piece(text.decode().replace(_SPACE, " "), value, kind in (_NORMAL, _USER_DEFINED))
 
 

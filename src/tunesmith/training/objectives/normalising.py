@@ -12,10 +12,11 @@ from typing import Literal
 
 import torch
 
-Normalisation = Literal["sequence", "token", "constant"]
+Normalisation = Literal["sequence", "token", "constant", "answer"]
 """sequence: each answer counts 1, its tokens share it (GRPO, arXiv 2402.03300, equation 3). token: each token counts 1 (DAPO,
 arXiv 2503.14476, equation 8; PPO as usually run). constant: each token counts 1 / the longest answer allowed, so neither an answer's length
-nor the others' changes what it counts (Dr. GRPO, arXiv 2503.20783)."""
+nor the others' changes what it counts (Dr. GRPO, arXiv 2503.20783). answer: a mean over answers, each with the sum of its
+tokens' log-probabilities, which is the log-probability of the whole (RLOO, arXiv 2402.14740, equation 8)."""
 
 
 def token_weights(lengths: torch.Tensor, normalisation: Normalisation, *, max_tokens: int) -> torch.Tensor:
@@ -29,7 +30,7 @@ def token_weights(lengths: torch.Tensor, normalisation: Normalisation, *, max_to
     return each.repeat_interleave(lengths)
 
 
-def divisor(normalisation: Normalisation, *, num_sequences: int, num_tokens: int) -> int:
+def divisor(normalisation: Normalisation, *, num_sequences: float, num_tokens: float) -> float:
     """What the summed loss of a whole step is divided by: its tokens for "token", else its answers."""
     return num_tokens if normalisation == "token" else num_sequences
 

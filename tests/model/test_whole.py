@@ -1,4 +1,4 @@
-"""The merged folder, as transformers loads it."""
+"""A whole model's folder, as transformers loads it."""
 
 from __future__ import annotations
 
@@ -10,15 +10,16 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from small_models import TEMPLATE, build_model
-from tunesmith.errors import ExportError
-from tunesmith.exporting.merged import base_dtype, save_merged
+from tunesmith.errors import StoreError
+from tunesmith.model.whole import save_whole, set_template
 
 
 def save(base_dir: Path, out_dir: Path, template: str = TEMPLATE) -> None:
     model = AutoModelForCausalLM.from_pretrained(base_dir, dtype=torch.float32)
     with torch.no_grad():
         model.model.layers[0].mlp.up_proj.weight += 1.0
-    save_merged(model, base_dir, out_dir, dtype=base_dtype(base_dir), chat_template=template, stop_ids=(2, 0))
+    assert save_whole(model, base_dir, out_dir) == torch.bfloat16
+    set_template(out_dir, template, (2, 0))
 
 
 def test_the_folder_loads_with_the_changed_weights_in_the_base_models_type(tmp_path):
@@ -56,9 +57,14 @@ def test_no_path_of_this_machine_is_in_any_file_and_bytes_repeat(tmp_path):
         assert str(tmp_path).encode() not in path.read_bytes()
 
 
-def test_an_unknown_number_type_is_an_error(tmp_path):
+def test_a_full_disk_is_said_with_what_is_free(tmp_path, monkeypatch):
     base_dir = build_model(tmp_path / "base")
-    config = json.loads((base_dir / "config.json").read_bytes())
-    (base_dir / "config.json").write_text(json.dumps({**config, "dtype": "bfloat17"}))
-    with pytest.raises(ExportError, match="unknown number type 'bfloat17'"):
-        base_dtype(base_dir)
+    model = AutoModelForCausalLM.from_pretrained(base_dir)
+    (tmp_path / "out").mkdir()
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(model, "save_pretrained", full)
+    with pytest.raises(StoreError, match=r"the model cannot be written \([\d,]+ bytes free\): .*No space left"):
+        save_whole(model, base_dir, tmp_path / "out")

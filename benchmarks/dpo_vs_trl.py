@@ -1,0 +1,359 @@
+"""Learning from pairs (DPO): tunesmith against TRL's DPOTrainer, same token ids, same adapter, same pairs in every step, in alternation.
+
+    python -m venv /tmp/trl && /tmp/trl/bin/pip install "trl[peft]==1.16.0" torch
+    python benchmarks/dpo_vs_trl.py --peer-python /tmp/trl/bin/python --data rows.json --pairs 8 --pairs-per-step 2 --turns 3
+
+Every run is a process of its own. Both sides start from one adapter file and see the same pairs in the same order, so that
+the two loss curves can be laid over each other. A pair is a chat of `--turns` exchanges of the file, then one more question:
+chosen is its own reply, rejected the reply of another row; files of preferences are taken as they are. The first epoch counts
+the reference model's log-probabilities, later ones have them (TRL: where its settings keep them). A run's speed is real tokens,
+prompt and answer of both sequences of a pair, over seconds; loading is not counted, our rehearsal of the largest pack is. Prints
+tokens/s, their ratio round by round with its median, peak memory and both loss curves; --out keeps all of it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import statistics
+import sys
+import tempfile
+import time
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from sft_vs_trl import ALPHA, RANK, find_model, run_side
+
+BETA, LEARNING_RATE = 0.1, 2e-5
+
+TRL_BEST: dict[str, Any] = {
+    # Thought to be the fastest of TRL_TRIED, not measured yet: compare with --only trl --trl NAME.
+    "dtype": "bfloat16",
+    "per_device": 1,  # pairs; a step's other pairs are accumulated
+    "settings": {"bf16": False, "precompute_ref_log_probs": True},
+}
+TRL_TRIED: dict[str, dict[str, Any]] = {
+    "best": TRL_BEST,
+    "reference on the fly": {**TRL_BEST, "settings": {"bf16": False, "precompute_ref_log_probs": False}},
+    "2 pairs at once": {**TRL_BEST, "per_device": 2},
+    "4 pairs at once": {**TRL_BEST, "per_device": 4},
+    "reference of 4 pairs at once": {**TRL_BEST, "settings": {**TRL_BEST["settings"], "precompute_ref_batch_size": 4}},
+    "autocast": {**TRL_BEST, "settings": {**TRL_BEST["settings"], "bf16": True}},
+    "fp32 weights, autocast": {**TRL_BEST, "dtype": "float32", "settings": {**TRL_BEST["settings"], "bf16": True}},
+    "padding-free": {**TRL_BEST, "settings": {**TRL_BEST["settings"], "padding_free": True}},  # 1.16 warns and pads
+}
+
+
+def main() -> None:
+    """Parse, prepare the pairs once, run both sides `--rounds` times, print and keep the figures."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--peer-python", required=True, help="Python of an environment that has TRL")
+    parser.add_argument("--model", default="smollm2-135m", help="built-in name or model folder")
+    parser.add_argument("--data", type=Path, help="rows of any format `ingest` reads; none = the support-desk seeds")
+    parser.add_argument("--pairs", type=int, default=16)
+    parser.add_argument("--turns", type=int, default=3, help="exchanges before the one that is compared")
+    parser.add_argument("--pairs-per-step", type=int, default=4)
+    parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--trl", choices=sorted(TRL_TRIED), default="best", help="which of TRL's settings")
+    parser.add_argument("--only", choices=("tunesmith", "trl"), help="one side alone, to compare settings of it")
+    parser.add_argument("--pack-length", type=int, default=2048, help="tokens of our packs, shared beginnings once")
+    parser.add_argument("--out", type=Path, help="JSON file for every figure")
+    parser.add_argument("--worker", nargs=2, metavar=("SPEC", "RESULT"), help=argparse.SUPPRESS)
+    if "--worker" in sys.argv:
+        place = sys.argv.index("--worker")
+        run_ours(Path(sys.argv[place + 1]), Path(sys.argv[place + 2]))
+        return
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        report = compare(args, Path(folder))
+    print_report(report)
+    if args.out:
+        args.out.write_text(json.dumps(report, indent=1))
+
+
+def compare(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """Alternate ours and TRL's; returns everything that was measured."""
+    model_dir = find_model(args.model)
+    peer = TRL_TRIED[args.trl]
+    pairs = folder / "pairs.jsonl"
+    facts = write_pairs(model_dir, args, pairs)
+    write_adapter(model_dir, folder / "adapter")
+    spec = {
+        "model": str(model_dir),
+        "pairs": str(pairs),
+        "adapter": str(folder / "adapter"),
+        "scratch": str(folder / "scratch"),
+        "beta": BETA,
+        "learning_rate": LEARNING_RATE,
+        "pairs_per_step": args.pairs_per_step,
+        "epochs": args.epochs,
+        "threads": args.threads,
+        "pack_length": args.pack_length,
+        **peer,
+    }
+    spec_path = folder / "spec.json"
+    spec_path.write_text(json.dumps(spec))
+    here = Path(__file__).resolve()
+    commands = {
+        "tunesmith": [sys.executable, str(here), "--worker", str(spec_path)],
+        "trl": [args.peer_python, str(here.with_name("trl_dpo_peer.py")), str(spec_path)],
+    }
+    if args.only:
+        commands = {args.only: commands[args.only]}
+    rounds: list[dict[str, Any]] = []
+    for number in range(args.rounds):
+        order = list(commands) if number % 2 == 0 else list(commands)[::-1]
+        rounds.append({name: run_side(commands[name], folder / f"{name}.json", args.threads) for name in order})
+        print(f"round {number + 1}: {ratios_in_words(rounds[-1])}", flush=True)
+    public = {key: spec[key] for key in ("beta", "learning_rate", "pairs_per_step", "epochs", "threads", "pack_length")}
+    return {"model": args.model, "pairs": facts, "trl": peer, "setup": public, "rounds": rounds}
+
+
+def write_pairs(model_dir: Path, args: argparse.Namespace, out: Path) -> dict[str, float]:
+    """Pairs as token ids, {prompt_ids, chosen_ids, rejected_ids} a line, pairs of like length in the same step."""
+    from tunesmith.chat.renderer import Renderer
+
+    renderer = Renderer.for_model(model_dir)
+    found: list[dict[str, list[int]]] = []
+    for prompt, *answers in read_pairs(args.data, args.turns):
+        if len(found) == args.pairs:
+            break
+        rendered = [renderer.render([*prompt, answer], "last_turn") for answer in answers]
+        starts = [list(each.loss_mask).index(True) for each in rendered]
+        chosen, rejected = (list(each.input_ids) for each in rendered)
+        length = starts[0]
+        assert chosen[:length] == rejected[: starts[1]], "a pair's prompts differ"
+        found.append({"prompt_ids": chosen[:length], "chosen_ids": chosen[length:], "rejected_ids": rejected[length:]})
+    size = args.pairs_per_step
+    if len(found) < args.pairs or args.pairs % size:
+        sys.exit(
+            f"{len(found)} pairs of {args.pairs} wanted, and a step has {size}: give --data more rows, or ask for less"
+        )
+    found.sort(key=tokens_of)
+    steps = [found[start : start + size] for start in range(0, len(found), size)]
+    random.Random(17).shuffle(steps)
+    out.write_text("".join(json.dumps(pair) + "\n" for step in steps for pair in step))
+    tokens = sum(map(tokens_of, found))
+    once = tokens - sum(len(pair["prompt_ids"]) for pair in found)
+    return {
+        "pairs": len(found),
+        "tokens": tokens,
+        "prompt": statistics.mean(len(pair["prompt_ids"]) for pair in found),
+        "answer": statistics.mean(len(pair[name]) for pair in found for name in ("chosen_ids", "rejected_ids")),
+        "shared_ratio": tokens / once,
+    }
+
+
+def read_pairs(data: Path | None, turns: int) -> Any:
+    """(prompt messages, chosen, rejected) of each pair."""
+    from tunesmith.data.readers import read_examples
+    from tunesmith.types import Conversation, Message, Preference
+
+    path = data or Path(__file__).resolve().parent.parent / "examples" / "support-desk" / "seeds.jsonl"
+    rows = list(read_examples(path))
+    for row in rows:
+        if isinstance(row, Preference):
+            answers = (Message(role="assistant", content=text) for text in (row.chosen, row.rejected))
+            yield (row.prompt, *answers)
+    chats = [row for row in rows if isinstance(row, Conversation) and row.reply is not None]
+    for start in range(0, len(chats) - turns - 1, turns + 1):
+        before = [
+            message for row in chats[start : start + turns] for message in row.messages if message.role != "system"
+        ]
+        row, stranger = chats[start + turns], chats[start + turns + 1]
+        system = [message for message in row.prompt if message.role == "system"]
+        rest = [message for message in row.prompt if message.role != "system"]
+        yield [*system, *before, *rest], row.messages[-1], stranger.messages[-1]
+
+
+def tokens_of(pair: dict[str, list[int]]) -> int:
+    """Of both sequences of a pair."""
+    return 2 * len(pair["prompt_ids"]) + len(pair["chosen_ids"]) + len(pair["rejected_ids"])
+
+
+def write_adapter(model_dir: Path, folder: Path) -> None:
+    """A fresh adapter in PEFT's format: both sides start from the same numbers."""
+    import torch
+
+    from tunesmith.model.adapters import AdapterConfig, add_adapter, choose_targets, save_adapter, target_names
+    from tunesmith.model.load import load_model
+
+    model = load_model(model_dir, device="cpu", dtype=torch.float32)
+    targets = choose_targets(model, ("all-linear",))
+    config = AdapterConfig(RANK, ALPHA, 0.0, targets, target_names(model, targets), "")
+    add_adapter(model, config, rng_seed=17)
+    save_adapter(folder, config, {name: p for name, p in model.named_parameters() if p.requires_grad})
+
+
+def run_ours(spec_path: Path, result_path: Path) -> None:
+    """The same training through tunesmith's reference store and loop."""
+    spec = json.loads(spec_path.read_text())
+    import torch
+
+    torch.set_num_threads(spec["threads"])
+    from tunesmith.events import CallbackSink, Metric
+    from tunesmith.model.adapters import adapter_layers, load_adapter
+    from tunesmith.model.load import load_model
+    from tunesmith.recipe.align import Align
+    from tunesmith.training.loop import Places, train_on
+    from tunesmith.training.losses import LOSSES
+    from tunesmith.training.pairs import with_reference
+    from tunesmith.training.precision import choose_precision
+    from tunesmith.training.reference import reference_log_probs
+    from tunesmith.training.step import Pace
+
+    config = json.loads((Path(spec["model"]) / "config.json").read_text())
+    precision = choose_precision("auto", torch.device("cpu"), config["hidden_size"], config["intermediate_size"])
+    model = load_model(Path(spec["model"]), device="cpu", dtype=precision.dtype)
+    load_adapter(model, Path(spec["adapter"]))
+    for layer in adapter_layers(model).values():
+        for parameter in layer.parameters(recurse=False):
+            parameter.requires_grad_(True)
+    section = Align(loss="dpo", beta=spec["beta"], num_epochs=spec["epochs"], lr_schedule="constant", warmup_ratio=0)
+    samples = read_samples(Path(spec["pairs"]))
+    steps: list[dict[str, float]] = []
+    ends: list[float] = []
+
+    def watch(event: Any) -> None:
+        if isinstance(event, Metric):
+            steps.append({"step": event.step, "loss": event.values["loss"]})
+            ends.append(time.perf_counter())
+
+    with tempfile.TemporaryDirectory() as folder:
+        started = time.perf_counter()
+        samples = with_reference(
+            samples, reference_log_probs(model, samples, Path(folder) / "reference.jsonl", lambda done, total: None)
+        )
+        reference_seconds = time.perf_counter() - started
+        source = given_order(samples, section, spec)
+        begin = time.perf_counter()
+        trained = train_on(
+            model,
+            source,
+            section,
+            learning_rate=spec["learning_rate"],
+            pace=Pace(1, 1_000_000, 1, 1, False, True, True, True, False),
+            places=Places(Path(folder) / "checkpoints", Path(folder) / "metrics.jsonl", CallbackSink(watch)),
+            loss=LOSSES.load("dpo", where="")(section),
+        )
+    per_epoch = len(steps) // spec["epochs"]
+    marks = [begin, *ends[per_epoch - 1 :: per_epoch]]
+    result = {
+        "reference_seconds": reference_seconds,
+        "epoch_seconds": [end - start for start, end in pairwise(marks)],
+        "tokens": int(samples.lengths.sum()),
+        "steps": steps,
+        "peak_memory_bytes": trained.peak_memory_bytes,
+        "precision": precision.reason,
+    }
+    result_path.write_text(json.dumps(result))
+
+
+def read_samples(path: Path) -> Any:
+    """The pairs as the stage `align` has them."""
+    import numpy as np
+
+    from tunesmith.chat.renderer import RenderedArrays
+    from tunesmith.training.pairs import pair_samples
+
+    def answer(prompt: list[int], ids: list[int]) -> RenderedArrays:
+        mask = np.arange(len(prompt) + len(ids)) >= len(prompt)
+        return RenderedArrays(np.array(prompt + ids, np.int32), np.zeros(len(mask), np.int16), mask, "")
+
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    pairs = [
+        (answer(row["prompt_ids"], row["chosen_ids"]), answer(row["prompt_ids"], row["rejected_ids"])) for row in rows
+    ]
+    return pair_samples(pairs, [str(number) for number in range(len(rows))])
+
+
+def given_order(samples: Any, section: Any, spec: dict[str, Any]) -> Any:
+    """A source of samples that keeps the file's order, the same pairs in a step as TRL has; packed within the step."""
+    from tunesmith.training.packing import plan_packs
+    from tunesmith.training.sources import FixedSamples, spell_out
+
+    size = spec["pairs_per_step"]
+    pack_length = max(spec["pack_length"], int(samples.group_lengths.max()))
+
+    class GivenOrder(FixedSamples):
+        def take(self, step: int) -> Any:
+            start = step * size % len(samples.groups)
+            plan = plan_packs(samples.group_lengths[start : start + size], pack_length, rng_seed=step)
+            packs = tuple(tuple(start + group for group in pack) for pack in plan.packs)
+            return self.samples, spell_out(self.samples, packs)
+
+    source = GivenOrder(samples, int(samples.group_lengths.max()), section.model_copy(update={"global_batch_size": 1}))
+    source.num_steps = len(samples.groups) // size * spec["epochs"]
+    return source
+
+
+def seconds_of(run: dict[str, Any], epoch: int) -> float:
+    """Of an epoch; the first one pays for the reference."""
+    return run["epoch_seconds"][epoch] + (run["reference_seconds"] if epoch == 0 else 0)
+
+
+def ratios_of(measured: dict[str, Any]) -> list[float]:
+    """Ours over TRL's speed, by epoch; nothing where one side ran alone."""
+    if len(measured) < 2:
+        return []
+    ours, theirs = measured["tunesmith"], measured["trl"]
+    return [seconds_of(theirs, epoch) / seconds_of(ours, epoch) for epoch in range(len(ours["epoch_seconds"]))]
+
+
+def ratios_in_words(measured: dict[str, Any]) -> str:
+    names = [f"epoch {epoch + 1}: {ratio:.2f}x" for epoch, ratio in enumerate(ratios_of(measured))]
+    alone = [
+        f"{name}: {[round(seconds_of(run, e), 1) for e in range(len(run['epoch_seconds']))]} s"
+        for name, run in measured.items()
+    ]
+    return ", ".join([*names, *alone])
+
+
+def print_report(report: dict[str, Any]) -> None:
+    """The table for people."""
+    rounds, pairs, setup = report["rounds"], report["pairs"], report["setup"]
+    print(
+        f"\n{report['model']}, LoRA rank {RANK}, DPO beta {setup['beta']}, {setup['threads']} threads; {pairs['pairs']} pairs, ",
+        end="",
+    )
+    print(
+        f"{pairs['tokens']:,} tokens; prompt {pairs['prompt']:.0f} and answer {pairs['answer']:.0f} tokens on average, ",
+        end="",
+    )
+    print(f"prompts once: {pairs['shared_ratio']:.2f}x fewer tokens\nTRL: {report['trl']}\n")
+    print(
+        f"{'':12}{'tokens/s, epoch by epoch':>28}{'reference s':>13}{'peak GB':>10}{'first loss':>12}{'last loss':>12}"
+    )
+    for name in rounds[0]:
+        runs = [entry[name] for entry in rounds]
+        speeds = [
+            statistics.median(run["tokens"] / seconds_of(run, epoch) for run in runs)
+            for epoch in range(setup["epochs"])
+        ]
+        reference = statistics.median(run["reference_seconds"] for run in runs)
+        memory = statistics.median(run["peak_memory_bytes"] for run in runs) / 1e9
+        curve = runs[0]["steps"]
+        shown = ", ".join(f"{speed:.0f}" for speed in speeds)
+        print(f"{name:12}{shown:>28}{reference:13.1f}{memory:10.2f}{curve[0]['loss']:12.4f}{curve[-1]['loss']:12.4f}")
+    if len(rounds[0]) < 2:
+        return
+    print()
+    for epoch, ratios in enumerate(zip(*(ratios_of(entry) for entry in rounds), strict=True)):
+        what = "with the reference" if epoch == 0 else "reference known"
+        print(
+            f"epoch {epoch + 1} ({what}): median {statistics.median(ratios):.2f}x (from {min(ratios):.2f} to {max(ratios):.2f})"
+        )
+    print("\nloss by step (tunesmith | trl)")
+    ours, theirs = (rounds[0][name]["steps"] for name in ("tunesmith", "trl"))
+    for index in range(max(len(ours), len(theirs))):
+        cells = [f"{curve[index]['loss']:.4f}" if index < len(curve) else "" for curve in (ours, theirs)]
+        print(f"{index + 1:5} {cells[0]:>8} | {cells[1]:>8}")
+
+
+if __name__ == "__main__":
+    main()

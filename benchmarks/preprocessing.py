@@ -1,0 +1,298 @@
+"""Long chats to training samples (render, tokenise, mask, pack): the stage `tokenize` against peers' dataset preparation.
+
+    python -m venv /tmp/trl && /tmp/trl/bin/pip install "trl[peft]==1.16.0" torch
+    python -m venv /tmp/lf && /tmp/lf/bin/pip install llamafactory==0.9.5 torch
+    python benchmarks/preprocessing.py --trl-python /tmp/trl/bin/python --llamafactory-python /tmp/lf/bin/python \
+        --data gsm8k_train.json --rows 1000 --rounds 3
+
+A chat is `--exchanges` questions and answers of different rows of the data, one after another: real texts, made long. Every run is
+a process of its own, in alternation. Ours is the whole stage, from the rows' file to samples and packs on disk, its workers'
+start included. TRL is SFTTrainer's preparation of a dataset that is loaded already (assistant_only_loss with the same template
+and generation tags in it, BFD packing), LLaMA-Factory the preprocessing of a loaded one (sft, packing, its chatml template). Two
+processes each. What came out is compared: samples with the same ids, and with the same ids and targets (LLaMA-Factory also
+trains the line break after a turn's end: it is told apart, and no other difference is). Prints rows/s, tokens/s, ratios round by round with
+their median, and the peak memory of the process and its children; --out keeps all of it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from sft_vs_trl import find_model
+
+SYSTEM = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"  # what its template writes by itself
+PEERS = ("trl", "llamafactory")
+
+TRL_BEST: dict[str, Any] = {"dataset_num_proc": 2}
+TRL_TRIED: dict[str, dict[str, Any]] = {"best": TRL_BEST, "one process": {"dataset_num_proc": None}}
+
+
+def main() -> None:
+    """Parse, make the chats once, run all sides `--rounds` times, print and keep the figures."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for peer in PEERS:
+        parser.add_argument(f"--{peer}-python", help=f"Python of an environment that has {peer}; none = left out")
+    parser.add_argument("--model", default="smollm2-135m", help="built-in name or model folder, for its tokenizer")
+    parser.add_argument(
+        "--data", type=Path, nargs="+", help="rows of any format `ingest` reads; none = the support-desk seeds"
+    )
+    parser.add_argument("--rows", type=int, default=1000)
+    parser.add_argument("--exchanges", type=int, nargs=2, default=(10, 30), metavar=("LEAST", "MOST"))
+    parser.add_argument("--pack-length", type=int, default=8192, help="chats are cut short of it, between exchanges")
+    parser.add_argument("--workers", type=int, help="of ours; none = what the recipe's auto takes")
+    parser.add_argument("--trl", choices=sorted(TRL_TRIED), default="best", help="which of TRL's settings")
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--out", type=Path, help="JSON file for every figure")
+    parser.add_argument("--worker", nargs=2, metavar=("SPEC", "RESULT"), help=argparse.SUPPRESS)
+    if "--worker" in sys.argv:
+        place = sys.argv.index("--worker")
+        run_ours(Path(sys.argv[place + 1]), Path(sys.argv[place + 2]))
+        return
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        report = compare(args, Path(folder))
+    print_report(report)
+    if args.out:
+        args.out.write_text(json.dumps(report, indent=1))
+
+
+def compare(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """Alternate all sides; returns everything that was measured."""
+    model_dir = find_model(args.model)
+    facts = write_chats(model_dir, args, folder)
+    spec = {
+        "model": str(model_dir),
+        "template": str(folder / "template.jinja"),
+        "rows": str(folder / "train.jsonl"),
+        "chats": str(folder / "chats.jsonl"),
+        "scratch": str(folder / "scratch"),
+        "pack_length": args.pack_length,
+        "workers": args.workers,
+        "system": SYSTEM,
+        "settings": TRL_TRIED[args.trl],
+    }
+    spec_path = folder / "spec.json"
+    spec_path.write_text(json.dumps(spec))
+    here = Path(__file__).resolve()
+    commands = {"tunesmith": [sys.executable, str(here), "--worker", str(spec_path)]}
+    for peer in PEERS:
+        if python := getattr(args, f"{peer}_python"):
+            commands[peer] = [python, str(here.with_name("preprocessing_peers.py")), peer, str(spec_path)]
+    rounds: list[dict[str, Any]] = []
+    digests: dict[str, Any] = {}
+    for number in range(args.rounds):
+        order = list(commands) if number % 2 == 0 else list(commands)[::-1]
+        measured = {name: run_side(commands[name], folder / f"{name}.json") for name in order}
+        digests = {name: run.pop("digests") for name, run in measured.items()}
+        rounds.append(measured)
+        seconds = [f"{name} {run['seconds']:.2f} s" for name, run in measured.items()]
+        print(f"round {number + 1}: {', '.join(seconds)}", flush=True)
+    same = {name: agreement(digests["tunesmith"], found) for name, found in digests.items() if name != "tunesmith"}
+    return {
+        "chats": facts,
+        "pack_length": args.pack_length,
+        "trl": TRL_TRIED[args.trl],
+        "agreement": same,
+        "rounds": rounds,
+    }
+
+
+def write_chats(model_dir: Path, args: argparse.Namespace, folder: Path) -> dict[str, float]:
+    """The chats as the stage reads them (train.jsonl) and as peers do (chats.jsonl), and the template with generation tags."""
+    from tunesmith.chat.renderer import Renderer
+    from tunesmith.data.readers import read_examples
+    from tunesmith.text.jsonl import write_records
+    from tunesmith.types import Conversation, Message, Task
+
+    paths = args.data or [Path(__file__).resolve().parent.parent / "examples" / "support-desk" / "seeds.jsonl"]
+    rows = [
+        row for path in paths for row in read_examples(path) if isinstance(row, Conversation) and row.reply is not None
+    ]
+    rows = [
+        row for row in rows if [each.role for each in row.messages if each.role != "system"] == ["user", "assistant"]
+    ]
+    renderer, source = Renderer.for_model(model_dir), random.Random(5)
+    chats: list[Conversation] = []
+    while len(chats) < args.rows:
+        messages = [Message(role="system", content=SYSTEM)]
+        for row in source.sample(rows, min(source.randint(*args.exchanges), len(rows))):
+            messages += [each for each in row.messages if each.role != "system"]
+        while len(renderer.render(messages, "all_turns").input_ids) > args.pack_length:
+            del messages[-2:]
+        chats.append(Conversation(messages=messages, source=f"chats.jsonl:{len(chats) + 1}"))
+    write_records(folder / "train.jsonl", chats)
+    write_records(folder / "test.jsonl", chats[:1])
+    (folder / "task.json").write_text(Task().model_dump_json())
+    with (folder / "chats.jsonl").open("w") as stream:
+        for chat in chats:
+            plain = [{"role": each.role, "content": each.content} for each in chat.messages]
+            stream.write(json.dumps({"messages": plain}) + "\n")
+    (folder / "template.jinja").write_text(with_generation_tags(renderer.template))
+    counts = [len(chat.messages) - 1 for chat in chats]
+    return {"rows": len(chats), "turns": statistics.mean(counts), "most_turns": max(counts)}
+
+
+def with_generation_tags(template: str) -> str:
+    """A ChatML template as TRL needs it to know what the assistant says: the same text."""
+    begin, rest = template.split(
+        "{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}"
+    )
+    written = (
+        "{{ '<|im_start|>' + message['role'] + '\n' }}{% if message['role'] == 'assistant' %}"
+        "{% generation %}{{ message['content'] + '<|im_end|>' }}{% endgeneration %}"
+        "{% else %}{{ message['content'] + '<|im_end|>' }}{% endif %}{{ '\n' }}"
+    )
+    return begin + written + rest
+
+
+def run_side(command: list[str], result: Path) -> dict[str, Any]:
+    """One process; what it and its children held in memory is watched from outside."""
+    errors = result.with_suffix(".err")
+    with errors.open("w") as stream:
+        process = subprocess.Popen([*command, str(result)], stdout=subprocess.DEVNULL, stderr=stream)
+        peak = Peak(process.pid)
+        peak.start()
+        process.wait()
+        peak.join()
+    if process.returncode:
+        sys.exit(f"{' '.join(command)} failed:\n{errors.read_text()[-3000:]}")
+    return {**json.loads(result.read_text()), "peak_memory_bytes": peak.size_bytes}
+
+
+class Peak(threading.Thread):
+    """The largest sum of a process tree's proportional set sizes, looked at four times a second (Linux)."""
+
+    def __init__(self, pid: int) -> None:
+        super().__init__(daemon=True)
+        self._pid, self.size_bytes = pid, 0
+
+    def run(self) -> None:
+        while (size := sum(map(proportional_size, family(self._pid)))) > 0:
+            self.size_bytes = max(self.size_bytes, size)
+            time.sleep(0.25)
+
+
+def family(pid: int) -> Iterable[int]:
+    """A process and all below it."""
+    yield pid
+    for path in Path(f"/proc/{pid}/task").glob("*/children"):
+        try:
+            children = path.read_text().split()
+        except OSError:  # gone meanwhile
+            continue
+        for child in children:
+            yield from family(int(child))
+
+
+def proportional_size(pid: int) -> int:
+    """Bytes, shared pages divided by those who share them; 0 of a process that has ended."""
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:")), 0)
+
+
+def run_ours(spec_path: Path, result_path: Path) -> None:
+    """The stage, from the rows' file to samples and the number of packs."""
+    spec = json.loads(spec_path.read_text())
+    from safetensors.numpy import load_file
+
+    from tunesmith.chat.tokenizer import load_tokenizer
+    from tunesmith.events import NullSink
+    from tunesmith.protocols import Context
+    from tunesmith.recipe import Runtime, Tokenize
+    from tunesmith.stages import tokenize
+    from tunesmith.types import Artifact, Inputs, Manifest
+
+    rest: dict[str, Any] = {"section": {}, "inputs": {}, "counts": {}, "files": {}, "provenance": {}}
+
+    def artifact(path: Path, facts: dict[str, Any]) -> Artifact:
+        return Artifact(path, Manifest(kind="", stage="", stage_version=1, key="", digest="", facts=facts, **rest))
+
+    tokenize.base_model_path = lambda _: Path(spec["model"])
+    inputs = Inputs(
+        {
+            "curate": artifact(Path(spec["rows"]).parent, {}),
+            "base_model": artifact(Path(spec["model"]), {"context_length": spec["pack_length"]}),
+        },
+        {},
+    )
+    out = Path(spec["scratch"]) / f"ours-{os.getpid()}"
+    out.mkdir(parents=True)
+    runtime = Runtime() if spec["workers"] is None else Runtime(num_workers=spec["workers"])
+    load_tokenizer(Path(spec["model"]))  # what it imports; peers have theirs loaded too
+    started = time.perf_counter()
+    outcome = tokenize.run(Tokenize(pack_length=spec["pack_length"]), inputs, out, Context(NullSink(), runtime))
+    seconds = time.perf_counter() - started
+    arrays = load_file(out / tokenize.SAMPLES)
+    ends = arrays["lengths"].cumsum().tolist()
+    ids, masks = arrays["input_ids"].tolist(), arrays["loss_mask"].tolist()
+    samples = [
+        (
+            ids[end - length : end],
+            [t if m else -100 for t, m in zip(ids[end - length : end], masks[end - length : end], strict=True)],
+        )
+        for end, length in zip(ends, arrays["lengths"].tolist(), strict=True)
+    ]
+    result = {
+        "seconds": seconds,
+        "tokens": outcome.counts["tokens"],
+        "packs": outcome.counts["packs"],
+        "digests": [digests_of(*sample) for sample in samples],
+    }
+    result_path.write_text(json.dumps(result))
+
+
+def digests_of(ids: list[int], labels: list[int]) -> tuple[str, str]:
+    """Of a sample's ids, and of its ids with its targets."""
+    first = hashlib.sha256(json.dumps(ids).encode()).hexdigest()[:16]
+    return first, first + hashlib.sha256(json.dumps(labels).encode()).hexdigest()[:16]
+
+
+def agreement(ours: list[list[str]], theirs: list[list[str]]) -> dict[str, int]:
+    """How many of our samples they made too, by ids, and by ids and targets."""
+    found: dict[str, int] = {"ours": len(ours), "theirs": len(theirs)}
+    for place, name in enumerate(("same ids", "same ids and targets")):
+        left, right = (Counter(each[place] for each in side) for side in (ours, theirs))
+        found[name] = (left & right).total()
+    return found
+
+
+def print_report(report: dict[str, Any]) -> None:
+    """The table for people."""
+    rounds, chats = report["rounds"], report["chats"]
+    print(
+        f"\n{chats['rows']} chats of {chats['turns']:.0f} turns on average, {chats['most_turns']} at most; packs of {report['pack_length']}\n"
+    )
+    print(f"{'':14}{'seconds':>9}{'rows/s':>9}{'tokens/s':>11}{'packs':>8}{'peak GB':>10}   ours over it")
+    for name in rounds[0]:
+        runs = [entry[name] for entry in rounds]
+        seconds = statistics.median(run["seconds"] for run in runs)
+        memory = statistics.median(run["peak_memory_bytes"] for run in runs) / 1e9
+        ratios = [entry[name]["seconds"] / entry["tunesmith"]["seconds"] for entry in rounds]
+        print(f"{name:14}{seconds:9.2f}{chats['rows'] / seconds:9.1f}{runs[0]['tokens'] / seconds:11,.0f}", end="")
+        print(
+            f"{runs[0]['packs']:8}{memory:10.2f}   median {statistics.median(ratios):.2f}x ({min(ratios):.2f} to {max(ratios):.2f})"
+        )
+    for name, found in report["agreement"].items():
+        print(f"\n{name}: of {found['ours']} samples {found['same ids']} have the same ids, ", end="")
+        print(f"{found['same ids and targets']} the same ids and targets")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,72 @@
+"""What a late stage would refuse on this machine is refused before the first stage, which may cost money."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tunesmith.errors import RecipeError
+from tunesmith.pipeline import execute
+from tunesmith.resolve import resolve_mapping
+from tunesmith.store import Store
+
+needs_no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")
+
+
+@pytest.fixture
+def start(tmp_path: Path, sink: Any) -> Any:
+    """A recipe whose first paid stage writes rows; the model named in it does not matter before."""
+    rows = [{"instruction": f"say {word}", "output": "dog"} for word in ("fox", "hare", "cat")]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "teacher.jsonl").write_text('{"text": "x"}\n')
+
+    def run(*overrides: str, until: str | None = None) -> Any:
+        recipe = {
+            "name": "tiny",
+            "base_model": "smollm2-135m",
+            "ingest": {"files": ["rows.jsonl"], "task": "Answer in one word."},
+            "generate": {"teacher": {"kind": "scripted", "script": "teacher.jsonl"}, "num_rows": 1},
+        }
+        resolved = resolve_mapping(recipe, folder=tmp_path, overrides=overrides)
+        return execute(resolved, Store(tmp_path / "root"), sink, until)
+
+    return run
+
+
+@needs_no_gpu
+def test_qlora_without_a_graphics_card_is_refused_before_anything_is_paid(
+    start: Any, tmp_path: Path, sink: Any
+) -> None:
+    with pytest.raises(RecipeError, match="trains on a CUDA device") as caught:
+        start("train.method=qlora")
+    assert caught.value.where == "recipe.train.method"
+    assert sink.events == [] and not (tmp_path / "root").exists()
+
+
+@needs_no_gpu
+def test_stages_that_need_no_such_card_run_all_the_same(start: Any) -> None:
+    run = start("train.method=qlora", until="ingest")
+    assert run.artifacts()["ingest"].manifest.counts["kept"] == 3
+
+
+def test_a_device_that_is_not_there_is_refused_before_anything_is_paid(start: Any, sink: Any) -> None:
+    with pytest.raises(RecipeError, match="cuda:99") as caught:
+        start("runtime.device=cuda:99")
+    assert (caught.value.where, sink.events) == ("recipe.runtime.device", [])
+
+
+def test_a_file_of_the_last_stage_is_looked_for_before_the_first(start: Any, sink: Any) -> None:
+    with pytest.raises(RecipeError, match=r"a file that is not there: reward\.py"):
+        start("align.loss=grpo", "align.rewards=[{name: python, function: 'reward.py:polite'}]")
+    assert sink.events == []
+
+
+def test_a_loss_that_nobody_knows_is_refused_when_the_recipe_is_read(start: Any) -> None:
+    for where, wanted in [("align.loss", "'orpo'"), ("train.loss", "'cross_entropy'")]:
+        with pytest.raises(RecipeError, match=f"{wanted}.*found 'opro'") as caught:
+            start(f"{where}=opro")
+        assert caught.value.where == f"recipe.{where}"
