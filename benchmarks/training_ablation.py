@@ -101,10 +101,10 @@ def run_variant(spec_path: Path, result_path: Path) -> None:
     from tunesmith.recipe import Train
     from tunesmith.training.batches import Samples
     from tunesmith.training.compiled import compiled_blocks
+    from tunesmith.training.forward import varlen_forward
     from tunesmith.training.frozen_blocks import FrozenBlocks
     from tunesmith.training.losses import CrossEntropy
     from tunesmith.training.precision import choose_precision
-    from tunesmith.training.probing import varlen_forward
     from tunesmith.training.sources import FixedSamples
     from tunesmith.training.step import Pace
 
@@ -161,7 +161,7 @@ def steppers() -> dict[str, Any]:
     import torch.nn.functional as F
 
     from tunesmith.training.batches import Batch, Samples
-    from tunesmith.training.probing import hidden_states, output_head
+    from tunesmith.training.forward import hidden_states, output_head
     from tunesmith.training.step import Stepper
 
     class Padded(Stepper):

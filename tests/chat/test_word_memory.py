@@ -75,7 +75,12 @@ def test_tokenizers_it_does_not_suit_get_none():
     normalising = tokenizer()
     normalising.normalizer = normalizers.NFC()
     assert remember_of(normalising) is None
-    for token in (AddedToken("two words"), AddedToken("<eats>", rstrip=True)):
+    for token in (
+        AddedToken("two words"),
+        AddedToken("<eats>", rstrip=True),
+        AddedToken("ends in it "),
+        AddedToken(" alone", single_word=True),
+    ):
         changed = tokenizer()
         changed.add_tokens([token])
         assert remember_of(changed) is None

@@ -26,7 +26,7 @@ from tunesmith.errors import EngineError, RecipeError
 from tunesmith.inference.drawing import draw_tokens
 from tunesmith.inference.rollouts import Rollout, RolloutSampler
 from tunesmith.protocols import Prompt
-from tunesmith.training.probing import varlen_forward
+from tunesmith.training.forward import varlen_forward
 from tunesmith.types import SamplingParams
 
 VOCABULARY = 97

@@ -230,12 +230,20 @@ def test_hours_are_the_seconds_that_the_steps_took(make_run: MakeRun) -> None:
     assert rows_of(run)[2][6] == f"{1_200_000 * 4 / 1300 / 3600:.2f}" == "1.03"
 
 
+@pytest.mark.parametrize(
+    ("number", "written"),
+    [(999, "999"), (999_400, "999K"), (999_700, "1M"), (460_800, "461K"), (1_540_000_000, "1.54B")],
+)
+def test_counts_are_written_with_three_digits(make_run: MakeRun, number: int, written: str) -> None:
+    assert rows_of(make_run([1] * 10, trainable=number))[2][5].split(" ")[0] == written
+
+
 def test_what_cannot_be_compared_is_said(make_run: MakeRun, tmp_path: Path) -> None:
     make_run([1] * 10)
     make_run([1] * 10, until="train")
     with pytest.raises(StoreError, match="desk-002: the run has not finished its stage evaluate"):
         tunesmith("desk-001", "desk-002", "--root", tmp_path)
-    with pytest.raises(RecipeError, match="no run has the metric 'exact_mach'") as error:
+    with pytest.raises(RecipeError, match=r"no run .* has the metric 'exact_mach'") as error:
         tunesmith("desk-001", "--metric", "exact_mach", "--root", tmp_path)
     assert error.value.hint == "did you mean 'exact_match'?"
     with pytest.raises(RecipeError, match="cannot both be printed"):

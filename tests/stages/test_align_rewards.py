@@ -14,6 +14,7 @@ from tunesmith.errors import RecipeError, TrainingError
 from tunesmith.events import Metric, Note
 from tunesmith.inference.rollouts import RolloutSampler
 from tunesmith.recipe.align import Align
+from tunesmith.stages.rollout_samples import RolloutSamples
 from tunesmith.stages.rollouts import Rollouts
 from tunesmith.training.policy_losses import ADVANTAGE, LEVEL_ANSWERS, LEVEL_TOKENS, OLD, PolicyLoss
 
@@ -136,14 +137,14 @@ def test_the_divergence_is_a_part_of_rloo_s_reward(
 ) -> None:
     """Equation 2 of arXiv 2402.14740, with the reference shifted by one nat a token: R = r - kl_weight * length."""
     drawn = Drawn(monkeypatch)
-    samples_of = Rollouts._samples  # pyright: ignore[reportPrivateUsage]
+    samples_of = RolloutSamples._computed  # pyright: ignore[reportPrivateUsage]
 
     def shifted(*arguments: Any) -> Any:
         samples = samples_of(*arguments)
         samples.token_columns["reference"][:] = samples.token_columns[OLD] - 1
         return samples
 
-    monkeypatch.setattr(Rollouts, "_samples", shifted)
+    monkeypatch.setattr(RolloutSamples, "_computed", shifted)
     write_reward(tmp_path, "return float(len(completion))")
     run = start(f"align: {{loss: rloo, {POLICY}, max_steps: 1, kl_weight: 0.5, prompts_per_rollout: 2}}".replace("prompts_per_rollout: 3, ", ""))  # fmt: skip
     rows = lines(run.artifacts()["align"].path / "logs" / "rollouts.jsonl")

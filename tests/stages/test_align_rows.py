@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from test_align import WORDS, base_dir, lines, start  # noqa: F401  # fixtures of the stages
 
-from tunesmith.errors import TrainingError
+from tunesmith.errors import DataError, TrainingError
 from tunesmith.inference.rollouts import Rollout
 from tunesmith.recipe.align import Prefer
 from tunesmith.stages import prefer
@@ -80,6 +80,15 @@ def test_candidates_that_end_at_max_tokens_give_pairs_with_the_row_s_own_answer_
     assert counts["excluded_cut_off"] + counts["pairs"] == 10 and counts["excluded_cut_off"] > 0
 
 
+@pytest.mark.parametrize("section", ["align: {loss: dpo, max_steps: 1}", "reward_model: {max_steps: 1}"])
+def test_a_prefer_stage_without_a_pair_is_named_with_its_reasons(start: Any, tmp_path: Path, section: str) -> None:  # noqa: F811
+    (tmp_path / "reward.py").write_text("def same(prompt, completion, reference):\n    return 1\n")
+    prefer = "prefer: {num_candidates: 3, max_tokens: 4, rewards: [{name: python, function: 'reward.py:same'}]}"
+    with pytest.raises(DataError, match=r"made no pair of 10 prompts \((cut_off|level|alike) \d") as caught:
+        start(f"{prefer}\n{section}", until=section.partition(":")[0], more="rows.jsonl")
+    assert caught.value.where == "recipe.prefer" and "prefer.temperature" in (caught.value.hint or "")
+
+
 def test_answers_longer_than_training_s_are_left_out(start: Any, tmp_path: Path) -> None:  # noqa: F811
     pairs = [{"prompt": f"which {word}?", "chosen": f"fox {word}", "rejected": "dog"} for word in WORDS[:4]]
     pairs.append({"prompt": "which is it, " * 12, "chosen": "fox", "rejected": "dog"})
@@ -108,6 +117,17 @@ def test_pairs_that_ask_what_a_test_row_asks_are_left_out(start: Any, tmp_path: 
         assert counts["rows"] == answers * len(pairs) == counts["used"] + counts["dropped"]
         first = next(row for row in lines(aligned.file("dropped.jsonl")) if row["reason"] == "in_test")
         assert first["detail"].startswith("the prompt is that of the test row rows.jsonl:")
+
+
+@pytest.mark.parametrize(("loss", "answers"), [("dpo", 1), ("kto", 2)])
+def test_comparisons_marked_as_test_rows_are_counted(start: Any, tmp_path: Path, loss: str, answers: int) -> None:  # noqa: F811
+    pairs = [{"prompt": f"which {word}?", "chosen": f"fox {word}", "rejected": "dog"} for word in WORDS[:7]]
+    write(tmp_path / "pairs.jsonl", [*pairs[:4], *({**pair, "split": "test"} for pair in pairs[4:])])
+    aligned = start(f"align: {{loss: {loss}, max_steps: 1}}").artifacts()["align"]
+    counts = aligned.manifest.counts
+    assert (counts["used"], counts["dropped_marked_test"]) == (4 * answers, 3 * answers)
+    assert counts["rows"] == counts["used"] + counts["dropped"] == 7 * answers
+    assert lines(aligned.file("dropped.jsonl"))[0]["where"] == "pairs.jsonl:5"
 
 
 def test_aligning_moves_the_layers_that_training_moved(start: Any, base_dir: Path) -> None:  # noqa: F811

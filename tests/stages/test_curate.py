@@ -280,6 +280,22 @@ def test_training_rows_that_hold_a_test_question_or_an_evaluation_question_go(tm
     assert len(train) == 3
 
 
+def test_rows_that_share_an_instruction_with_a_test_row_go_with_a_word_on_the_key(
+    tmp_path: Path, ctx: Context, sink: Any
+) -> None:
+    told = "Say in one word of which kind the thing is that stands below this line, and nothing else"
+    test = row(f"{told}\n\ntulip", "flower", split="test", source="t:1")
+    given = [row(f"{told}\n\n{what}", kind) for what, kind in (("oak", "tree"), ("trout", "fish"), ("ant", "insect"))]
+    whole = row("Which question was it?", f"It was: {told}\n\ntulip")
+    outcome, _, _, _ = run(tmp_path / "a", ctx, [*given, whole, row(LONG), test], max_similarity=1)
+    assert outcome.counts["excluded_contaminated_test"] == 4
+    (said,) = [each.message for each in sink.events if "curate.max_eval_coverage" in getattr(each, "message", "")]
+    assert said.startswith("3 rows are left out") and said.endswith("set curate.max_eval_coverage: 1")
+    sink.events.clear()
+    run(tmp_path / "b", ctx, [whole, row(LONG), test], max_similarity=1)
+    assert not any("max_eval_coverage" in getattr(each, "message", "") for each in sink.events)
+
+
 def test_the_place_of_a_generated_row_names_the_request_that_made_it(tmp_path: Path, ctx: Context):
     said = row("Say it once", "Once.", source="self_instruct:scripted:s.jsonl")
     made = [said.model_copy(update={"metadata": {"request": number}}) for number in (4, 7)]

@@ -17,16 +17,17 @@ import torch.distributed as dist
 import yaml
 
 from small_models import build_model
-from tunesmith.errors import RecipeError, TrainingError
+from tunesmith.errors import MissingExtra, RecipeError, StoreError, TrainingError
 from tunesmith.events import CallbackSink, Metric, Note, NullSink, read_events
 from tunesmith.pipeline import execute
-from tunesmith.protocols import EventSink
-from tunesmith.recipe import Runtime
+from tunesmith.protocols import Context, EventSink
+from tunesmith.recipe import Runtime, Train
 from tunesmith.resolve import resolve_mapping
 from tunesmith.stages import processes
 from tunesmith.stages.child_processes import Children
 from tunesmith.stages.processes import Seat, num_local_processes
 from tunesmith.store import Run, Store, list_runs
+from tunesmith.types import Inputs
 
 NUM_STEPS = 150
 ROWS = [
@@ -126,6 +127,32 @@ def test_two_processes_draw_the_answers_of_one(folder: Path) -> None:
 
 @pytest.mark.real
 @pytest.mark.slow
+def test_the_first_rank_of_torchrun_alone_asks_a_judge_and_reads_its_bill(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "judge.jsonl").write_text(json.dumps({"match": ".", "text": "5"}) + "\n")
+    align = {
+        "loss": "grpo",
+        "rewards": ["judge"],
+        "teacher": {"kind": "scripted", "script": str(tmp_path / "judge.jsonl")},
+        "num_generations": 2,
+        "prompts_per_rollout": 2,
+        "max_tokens": 6,
+        "max_steps": 2,
+    }
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump({**recipe(folder, 2), "align": align}))
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "-m", "tunesmith.cli.main"]
+    command = [*torchrun, "run", str(tmp_path), "--root", str(tmp_path / "root")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, timeout=200, check=False)
+    assert done.returncode == 0, done.stderr.decode()[-2000:]
+    (run,) = list_runs(tmp_path / "root")
+    aligned = run.artifacts()["align"]
+    answers = (aligned.path / "answers.jsonl").read_bytes().count(b"\n")
+    assert aligned.facts["num_requests"] == answers > 0
+    assert not list((tmp_path / "root" / "partial").iterdir()), "another rank wrote into a folder that was finished"
+
+
+@pytest.mark.real
+@pytest.mark.slow
 def test_a_killed_child_ends_the_run_with_its_name_and_nothing_is_lost(folder: Path, alone: list[float]) -> None:
     def kill(event: Any) -> None:
         if isinstance(event, Metric) and event.step == 25:
@@ -202,6 +229,44 @@ def test_what_a_rank_fails_of_is_told_by_the_first_one(tmp_path: Path) -> None:
         "lower it",
     )
     assert processes._failure(Seat(0, 2, 2, store), 1, processes._NoChildren()) is None
+
+
+def test_an_error_that_is_made_of_other_things_than_a_message_is_told_too(tmp_path: Path) -> None:
+    store = processes._file_store(tmp_path / "store", 2)
+    processes._tell(Seat(1, 2, 2, store), 0, MissingExtra("bitsandbytes", "qlora", "method: qlora"))
+    found = processes._failure(Seat(0, 2, 2, store), 0, processes._NoChildren())
+    assert isinstance(found, TrainingError)
+    assert "needs the package 'bitsandbytes'" in found.message and "tunesmith[qlora]" in (found.hint or "")
+
+
+def test_a_child_that_ends_before_it_joins_ends_the_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes, "_PROGRAM", "import sys; sys.exit('no memory')")
+
+    def run_stage(*_: Any) -> Any:
+        raise AssertionError("a stage without its other rank")
+
+    context = Context(NullSink(), Runtime(num_processes=2, device="cpu"), None)
+    with pytest.raises(TrainingError, match="rank 1 of 2 ended with status 1: no memory"):
+        processes.on_all_ranks("train", run_stage)(Train(), Inputs({}, {}), tmp_path, context)
+    assert not dist.is_initialized()
+
+
+def test_a_rank_that_fails_before_it_joins_ends_the_stage(tmp_path: Path) -> None:
+    store = processes._file_store(tmp_path / "store", 3)
+    store.set("ready-0-1", "")
+    processes._tell(Seat(2, 3, 3, store), 0, StoreError("no such folder", where="/shared"))
+    with pytest.raises(StoreError, match="rank 2 of 3 failed: no such folder"):
+        processes._wait_for_all(Seat(0, 3, 3, store), 0, processes._NoChildren())
+
+
+def test_a_child_takes_no_module_from_the_working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder of data may hold a file named like a module of the standard library."""
+    (tmp_path / "json.py").write_text("raise SystemExit('the wrong json')")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(processes, "_PROGRAM", "import json, sys; sys.exit(json.__name__ + ' is the right one')")
+    context = Context(NullSink(), Runtime(num_processes=2, device="cpu"), None)
+    with pytest.raises(TrainingError, match="json is the right one"):
+        processes.on_all_ranks("train", lambda *_: None)(Train(), Inputs({}, {}), tmp_path, context)  # type: ignore[arg-type]
 
 
 def test_a_child_that_ends_by_itself_is_told_with_its_last_words() -> None:

@@ -20,8 +20,9 @@ from tunesmith.training import attention
 from tunesmith.training.alibi import alibi_slopes
 from tunesmith.training.attention import Bias, attend, build_segments, varlen_attention
 from tunesmith.training.batches import build_batch
+from tunesmith.training.forward import hidden_states, varlen_forward
 from tunesmith.training.prefixes import lay_as_trie
-from tunesmith.training.probing import hidden_states, probe_model, varlen_forward
+from tunesmith.training.probing import probe_model
 
 CPU = torch.device("cpu")
 

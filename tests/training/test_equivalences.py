@@ -20,9 +20,9 @@ from tiny_architectures import as_samples, branching_sequences, build_tiny
 from tunesmith.events import Metric, NullSink
 from tunesmith.recipe import Train
 from tunesmith.training.batches import Samples
+from tunesmith.training.forward import varlen_forward
 from tunesmith.training.loop import Trained, train
 from tunesmith.training.losses import CrossEntropy
-from tunesmith.training.probing import varlen_forward
 from tunesmith.training.step import Pace, Stepper, StepResult
 
 pytestmark = pytest.mark.slow

@@ -17,12 +17,12 @@ from tunesmith.model.freezing import thaw
 from tunesmith.recipe import Train
 from tunesmith.training import loop
 from tunesmith.training.batches import Batch, Samples, build_batch
-from tunesmith.training.forward import supervised_hidden
+from tunesmith.training.forward import hidden_states, varlen_forward
 from tunesmith.training.frozen_blocks import FrozenBlocks, can_stand_apart
 from tunesmith.training.loop import Trained, train
 from tunesmith.training.losses import CrossEntropy
-from tunesmith.training.probing import hidden_states, varlen_forward
 from tunesmith.training.step import Pace
+from tunesmith.training.supervised_rows import supervised_hidden
 
 CPU = torch.device("cpu")
 
@@ -155,6 +155,21 @@ def test_blocks_with_dropout_are_never_kept() -> None:
         assert can_stand_apart(model, samples())
         model.get_decoder().layers[0].self_attn.attention_dropout = 0.1
         assert not can_stand_apart(model, samples())
+
+
+@pytest.mark.parametrize("trim", [False, True])
+def test_where_a_head_alone_is_trained_every_block_is_kept(trim: bool, tmp_path: Path) -> None:
+    model = build_tiny("llama").requires_grad_(False)
+    with varlen_forward(model):
+        assert can_stand_apart(model, samples())
+        below = FrozenBlocks(model, samples(), tmp_path)
+        seen = counted(model)
+        for indices in ([0, 1, 2], [2, 0]):
+            batch = batch_of(indices)
+            seen.clear()
+            found = supervised_hidden(model, batch, trim=trim, below=below)
+            assert bool(seen) == (len(indices) == 3)  # samples that are known run through no block
+            torch.testing.assert_close(found, hidden_states(model, batch)[batch.rows], atol=1e-6, rtol=1e-5)
 
 
 def test_a_model_that_adds_positions_to_what_it_is_given_is_not_cut() -> None:

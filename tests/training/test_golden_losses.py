@@ -22,12 +22,12 @@ from tunesmith.recipe import Runtime
 from tunesmith.recipe.align import Align
 from tunesmith.stages.train import pace_of
 from tunesmith.training.batches import Samples
+from tunesmith.training.forward import varlen_forward
 from tunesmith.training.losses import LOSSES
 from tunesmith.training.objectives.advantages import gae, grpo_advantages, rloo_advantages, token_rewards, whiten
 from tunesmith.training.pairs import labelled_samples, pair_samples, with_reference
 from tunesmith.training.policy_losses import ADVANTAGE, OLD, REFERENCE, RETURN, VALUE, PolicyLoss
 from tunesmith.training.preference_losses import Kto
-from tunesmith.training.probing import varlen_forward
 from tunesmith.training.step import Stepper
 
 STEPS = 3

@@ -9,9 +9,10 @@ import torch
 from tiny_architectures import as_samples, branching_sequences, build_tiny
 
 from tunesmith.training.batches import Batch, build_batch
-from tunesmith.training.forward import supervised_hidden
+from tunesmith.training.forward import hidden_states, varlen_forward
 from tunesmith.training.last_block import reading_rows
-from tunesmith.training.probing import hidden_states, varlen_forward
+from tunesmith.training.loop import _recompute_activations
+from tunesmith.training.supervised_rows import supervised_hidden
 
 CPU = torch.device("cpu")
 
@@ -96,6 +97,18 @@ def test_outside_training_the_block_is_the_models_own() -> None:
             assert only_these and hidden_states(model, batch).shape[0] == 2
         assert hidden_states(model, batch).shape[0] == batch.input_ids.shape[1]
     assert "forward" not in vars(block)
+
+
+def test_a_block_whose_activations_are_recomputed_is_whole_and_computed_twice() -> None:
+    model = build_tiny("llama").train()
+    _recompute_activations(model, True)
+    batch = a_batch()
+    seen: list[int] = []
+    last: Any = model.get_decoder().layers[-1]
+    last.mlp.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0].shape[1]))
+    with varlen_forward(model):
+        supervised_hidden(model, batch, trim=True).sum().backward()
+    assert seen == [batch.input_ids.shape[1]] * 2
 
 
 def test_the_proof_draws_no_random_number_and_leaves_the_model_training() -> None:

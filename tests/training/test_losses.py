@@ -11,9 +11,9 @@ import torch
 
 from tunesmith.errors import RecipeError
 from tunesmith.training.batches import Samples, build_batch
-from tunesmith.training.forward import supervised_hidden
+from tunesmith.training.forward import output_head, varlen_forward
 from tunesmith.training.losses import LOSSES, CrossEntropy
-from tunesmith.training.probing import output_head, varlen_forward
+from tunesmith.training.supervised_rows import supervised_hidden
 
 CPU = torch.device("cpu")
 

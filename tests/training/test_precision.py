@@ -22,6 +22,13 @@ def test_auto_takes_bf16_only_where_it_is_clearly_faster(
     assert chosen.reason.startswith(expected) and f"{bf16} GFLOP/s" in chosen.reason
 
 
+@pytest.mark.parametrize(("number", "words"), [(1, "on 1 thread"), (3, "on 3 threads")])
+def test_the_reason_counts_threads(number: int, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(precision, "measure_matmul", lambda dtype, width, inner: 100)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: number)
+    assert choose_precision("auto", CPU, 64, 64).reason.endswith(words)
+
+
 def test_what_the_recipe_asks_for_is_taken() -> None:
     assert choose_precision("bf16", CPU, 64, 64).dtype == torch.bfloat16
     assert choose_precision("fp32", CPU, 64, 64).dtype == torch.float32

@@ -16,14 +16,14 @@ from tunesmith.errors import DataError
 from tunesmith.events import CallbackSink
 from tunesmith.recipe.align import Align
 from tunesmith.training.batches import Samples, build_batch
-from tunesmith.training.forward import supervised_hidden
+from tunesmith.training.forward import output_head, varlen_forward
 from tunesmith.training.loop import train
 from tunesmith.training.losses import LOSSES
 from tunesmith.training.pairs import labelled_samples, pair_rows, pair_samples, with_reference
 from tunesmith.training.preference_losses import Kto
-from tunesmith.training.probing import output_head, varlen_forward
 from tunesmith.training.reference import reference_log_probs
 from tunesmith.training.step import Pace, Stepper
+from tunesmith.training.supervised_rows import supervised_hidden
 
 CPU = torch.device("cpu")
 PACE = Pace(1, None, 1, 1, False, True, True, True, False)

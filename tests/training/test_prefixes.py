@@ -15,8 +15,8 @@ from small_models import build_model
 from tunesmith.model.load import load_model
 from tunesmith.training.attention import attend, build_segments
 from tunesmith.training.batches import Samples, build_batch
+from tunesmith.training.forward import draws_dropout, hidden_states, output_head, varlen_forward
 from tunesmith.training.prefixes import lay_as_trie, lay_end_to_end
-from tunesmith.training.probing import draws_dropout, hidden_states, output_head, varlen_forward
 
 CPU = torch.device("cpu")
 

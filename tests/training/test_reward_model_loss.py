@@ -17,11 +17,11 @@ from tunesmith.model.load import load_model
 from tunesmith.model.value_head import ValueHead, attached, new_value_head
 from tunesmith.recipe import RewardModel
 from tunesmith.training.batches import Samples, build_batch
-from tunesmith.training.forward import supervised_hidden
+from tunesmith.training.forward import output_head, varlen_forward
 from tunesmith.training.loop import train
-from tunesmith.training.probing import output_head, varlen_forward
 from tunesmith.training.reward_model import RewardModelLoss, measure_scores, scored_pairs
 from tunesmith.training.step import Pace, Stepper
+from tunesmith.training.supervised_rows import supervised_hidden
 
 CPU = torch.device("cpu")
 PACE = Pace(1, None, 1, 1, False, True, True, True, False)

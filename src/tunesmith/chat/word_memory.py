@@ -69,9 +69,12 @@ def remember(tokenizer: Tokenizer, description: dict[str, Any]) -> WordMemory | 
 
 
 def _reaches_over_a_cut(token: dict[str, Any]) -> bool:
-    """Whether an added token holds such a place, or takes the space behind it. Special ones are plain text in a text."""
-    takes_space = token["rstrip"] and not token["special"] and "!" <= token["content"][-1:] <= "~"
-    return takes_space or _CUT.search(token["content"]) is not None
+    """Whether an added token holds such a place, ends in its space, takes the space behind it, or asks what stands before
+    its own. Special ones take no space: they are plain text in a text."""
+    content = token["content"]
+    takes_space = token["rstrip"] and not token["special"] and "!" <= content[-1:] <= "~"
+    looks_back = token["single_word"] and content.startswith(" ")
+    return takes_space or looks_back or _CUT.search(f"{content}!") is not None
 
 
 def _is_known(step: dict[str, Any]) -> bool:

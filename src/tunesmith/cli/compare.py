@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,16 +10,13 @@ import typer
 from rich.cells import cell_len
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
+from tunesmith.cli.fitting import open_console, print_block, whole_table, width_of
 from tunesmith.cli.watch import find_runs
 from tunesmith.errors import RecipeError
 
 if TYPE_CHECKING:
     from tunesmith.judging.run_comparison import TestSet
-
-_BETWEEN = 2  # spaces between columns
-_ANY_WIDTH = 10_000  # of a file
 
 
 def compare(
@@ -47,10 +43,7 @@ def compare(
     if as_json:
         print(json.dumps(run_table.as_json(groups, shown), ensure_ascii=False, allow_nan=False))
         return
-    console = Console(highlight=False, soft_wrap=True)  # lines are made to fit here, or may run on in a file
-    width = console.width if console.is_terminal or "COLUMNS" in os.environ else None
-    if width is None:
-        console.width = _ANY_WIDTH
+    console, width = open_console()
     for place, group in enumerate(groups):
         if place:
             print()
@@ -75,26 +68,16 @@ def _print_group(console: Console, group: TestSet, metrics: list[str], width: in
     rows = table_rows(group, metrics)
     heading = [_heading(group)]
     num_words = NUM_WORDS
-    if width is not None and _width(rows) > width:
+    if width is not None and width_of(rows) > width:
         rows, said = without_repeats(table_rows(group, metrics, brief=True))
         num_words -= len(said)
         rows[0] = [_in_two_lines(cell) if place >= num_words else cell for place, cell in enumerate(rows[0])]
         heading += [f"{name} {text}" for name, text in said]
-        if _width(rows) > width:
+        if width_of(rows) > width:
             _print_blocks(console, group, table_rows(group, metrics))
             return
     console.print(escape(" · ".join(heading)), style="italic", soft_wrap=width is None)
-    console.print(_table(rows, num_words))
-
-
-def _table(rows: list[list[str]], num_words: int) -> Table:
-    table = Table(box=None, header_style="bold", padding=(0, _BETWEEN, 0, 0), pad_edge=False)
-    for place, cell in enumerate(rows[0]):
-        justify = "left" if place < num_words else "right"
-        table.add_column(escape(cell), justify=justify, no_wrap=True, vertical="bottom")
-    for row in rows[1:]:
-        table.add_row(*map(escape, row))
-    return table
+    console.print(whole_table(rows, [place >= num_words for place in range(len(rows[0]))]))
 
 
 def _print_blocks(console: Console, group: TestSet, rows: list[list[str]]) -> None:
@@ -102,17 +85,8 @@ def _print_blocks(console: Console, group: TestSet, rows: list[list[str]]) -> No
     for row in rows[1:]:
         run, model, trained, *numbers = row
         console.print()
-        console.print(f"[bold]{escape(run)}[/]  {escape(model)}  {escape(trained)}", soft_wrap=False)
         pairs = [pair for pair in zip(rows[0][3:], numbers, strict=True) if pair[1] not in ("", "-")]
-        longest = max((cell_len(name) for name, _ in pairs), default=0)
-        for name, text in pairs:
-            console.print(f"  [dim]{escape(name)}[/]{' ' * (longest - cell_len(name))}  {escape(text)}")
-
-
-def _width(rows: list[list[str]]) -> int:
-    """Of the table, with no cell folded."""
-    widths = [max(cell_len(line) for cell in column for line in cell.split("\n")) for column in zip(*rows, strict=True)]
-    return sum(widths) + _BETWEEN * (len(widths) - 1)
+        print_block(console, (run, model, trained), pairs)
 
 
 def _in_two_lines(heading: str) -> str:

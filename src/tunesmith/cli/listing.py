@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from tunesmith.cli.fitting import open_console, print_block, whole_table, width_of
 from tunesmith.errors import EXTRAS, RecipeError, nearest
 from tunesmith.recipe import Recipe
 
@@ -23,28 +24,35 @@ def list_models(fetch: str | None) -> None:
     """Print the models that have a built-in name, or fetch one."""
     from tunesmith.model import catalog
 
-    console = Console()
     if fetch is not None:
         from tunesmith.cli.terminal import TerminalSink
 
+        console = Console()
         with TerminalSink(console) as sink:
             found = catalog.fetch_model(fetch, events=sink)
         console.print(f"[green]✓[/] {escape(found.name)}  {escape(str(found.path))}", highlight=False)
         return
-    table = Table(box=None, header_style="bold")
-    for column in ("name", "parameters", "download", "licence", "at hand", "for"):
-        table.add_column(column, overflow="fold")
-    for model in catalog.list_models():
-        table.add_row(
+    heads = ["name", "parameters", "download", "at hand", "licence", "for"]
+    rows = [
+        [
             model.name,
             f"{model.num_parameters / 1e6:,.0f} M",
             f"{model.download_bytes / 1e6:,.0f} MB",
+            "yes" if model.at_hand else "no",
             model.licence,
-            "[green]yes[/]" if model.at_hand else "no",
-            escape(model.purpose),
-        )
-    console.print(table)
-    console.print("a hub id, a local folder and a .gguf file work wherever a model is named", style="dim")
+            model.purpose,
+        ]
+        for model in catalog.list_models()
+    ]
+    console, width = open_console()
+    if width is None or width_of([heads, *rows]) <= width:
+        console.print(whole_table([heads, *rows], [head in ("parameters", "download") for head in heads]))
+    else:
+        for name, *about in rows:
+            print_block(console, (name,), list(zip(heads[1:], about, strict=True)))
+            console.print()
+    note = "a hub id, a local folder and a .gguf file work wherever a model is named"
+    console.print(note, style="dim", soft_wrap=width is None)
 
 
 def show_reference(section: str | None, *, schema: bool) -> None:

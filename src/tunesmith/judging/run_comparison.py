@@ -52,12 +52,12 @@ class TestSet:
     contestants: tuple[Contestant, ...]
 
     def metric(self, wanted: str | None) -> str:
-        """The metric of the score column. RecipeError where no contestant has the one that was asked for."""
+        """The metric of the score column. RecipeError where no contestant of this set has the one that was asked for."""
         known = list(dict.fromkeys(name for each in self.contestants for name in each.scores))
         if wanted is not None and wanted not in known:
             close = nearest(wanted, known)
             raise RecipeError(
-                f"no run has the metric {wanted!r}",
+                f"no run that was evaluated on the {self.num_rows:,} test rows {self.digest} has the metric {wanted!r}",
                 where="--metric",
                 hint=f"did you mean {close!r}?" if close else f"there are: {', '.join(known)}",
             )

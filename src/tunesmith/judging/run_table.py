@@ -119,7 +119,7 @@ def _parameters(each: Contestant, brief: bool) -> str:
 
 def _count(number: int) -> str:
     for limit, unit in ((1_000_000_000, "B"), (1_000_000, "M"), (1_000, "K")):
-        if number >= limit:
+        if number >= 0.9995 * limit:  # three digits of less than that round to less
             return f"{number / limit:.3g}{unit}"
     return str(number)
 

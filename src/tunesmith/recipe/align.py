@@ -40,6 +40,9 @@ class Prefer(Section):
     use_reference: bool = False
     """The row's own answer is a candidate too."""
 
+    same_text: bool = False
+    """Of two JSON answers only the exact fields differ: the rejected one is the chosen one with the worse one's fields."""
+
     rewards: RewardList = ()
     """What tells better answers from worse ones; none = the teacher compares each two, in both orders."""
 
@@ -106,7 +109,7 @@ class Align(Optimisation):
     """Peak learning rate; auto = 2e-5 for an adapter, 1e-6 for all weights."""
 
     num_epochs: float = Field(default=1, gt=0, le=10_000)
-    """Passes over the pairs."""
+    """Passes over the pairs; over the prompts where answers are sampled."""
 
     rewards: RewardList = ()
     """What answers are rewarded for (grpo, rloo, ppo): json_schema, fields, exact, rouge_l, python, judge, reward_model."""
@@ -139,7 +142,7 @@ class Align(Optimisation):
     """How far below 1 the ratio to the sampling model still has a gradient."""
 
     clip_high: float = Field(default=0.2, gt=0)
-    """How far above 1."""
+    """How far above 1; as far may PPO's value function move from what it said before."""
 
     kl_weight: float = Field(default=0.0, ge=0)
     """Weight of the divergence from the model before alignment."""

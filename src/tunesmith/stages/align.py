@@ -138,7 +138,7 @@ def run(section: Align, inputs: Inputs, out_dir: Path, ctx: Context) -> Outcome:
             loss=work.loss,
             spread_over=spread_over,
         )
-        asked = judge.facts()
+        asked = judge.facts() if Ranks.current().is_first else {}  # another rank would wait for the judge's lock
         if not Ranks.current().is_first:
             return _outcome(section, trained, work, tuned, asked)
         head: Any = getattr(model, ATTACHED, None)

@@ -12,7 +12,7 @@ from typing import Any
 from tunesmith.chat.renderer import RenderedArrays, Renderer
 from tunesmith.errors import DataError, RecipeError
 from tunesmith.recipe.align import Align
-from tunesmith.stages.held_out import apart_from_test
+from tunesmith.stages.held_out import Row, apart_from_test
 from tunesmith.stages.tokenize import TASK
 from tunesmith.text.jsonl import read_records
 from tunesmith.types import Excluded, Inputs, Labelled, Message, Preference, Task
@@ -36,12 +36,11 @@ def render_answers(section: Align, inputs: Inputs, renderer: Renderer, limit: in
     task = read_records(inputs["curate"].file(TASK), Task)[0]
     answers = Answers()
     if section.loss == "kto":
-        labelled, answers.dropped = apart_from_test([row for row in _labelled(inputs) if row.split != "test"], inputs)
+        labelled = _to_learn_from(_labelled(inputs), inputs, answers)
         _render_labelled(labelled, task, renderer, limit, answers)
         wanted = "labelled answers (rows with `label`), or preferences"
     else:
-        rows = [row for row in read_preferences(inputs) if row.split != "test"]
-        pairs, answers.dropped = apart_from_test(rows, inputs)
+        pairs = _to_learn_from(read_preferences(inputs), inputs, answers)
         render_pairs(pairs, task, renderer, limit, answers)
         wanted = "preferences (rows with `chosen` and `rejected`), or a `prefer` stage that makes them"
     if answers.ids:
@@ -52,9 +51,35 @@ def render_answers(section: Align, inputs: Inputs, renderer: Renderer, limit: in
             f"none of {len(answers.dropped)} rows can be used; the first: {first.reason}: {first.detail}",
             where=first.where,
         )
+    check_prefer_made_pairs(inputs)
     raise RecipeError(
         f"there is nothing to align by: expected {wanted}", where="recipe.align", hint="see docs/alignment.md"
     )
+
+
+def check_prefer_made_pairs(inputs: Inputs) -> None:
+    """DataError where there is a stage prefer and every prompt of it stayed without a pair."""
+    counts = inputs["prefer"].manifest.counts if "prefer" in inputs.artifacts else {}
+    if counts.get("prompts") and not counts["pairs"]:
+        reasons = {name.removeprefix("excluded_"): number for name, number in counts.items() if "excluded_" in name}
+        shown = ", ".join(f"{reason} {number:,}" for reason, number in reasons.items())
+        raise DataError(
+            f"the stage prefer made no pair of {counts['prompts']:,} prompts ({shown})",
+            where="recipe.prefer",
+            hint="its excluded.jsonl says why of each; raise prefer.max_tokens where answers are cut off, prefer.temperature where "
+            "they are alike",
+        )
+
+
+def _to_learn_from(rows: Sequence[Row], inputs: Inputs, answers: Answers) -> list[Row]:
+    """Rows that are neither test rows themselves (marked_test) nor ask what one asks; the others are written down."""
+    for row in rows:
+        if row.split == "test":
+            detail = "it is a test row, by its file, its mark or the share that is held out"
+            answers.dropped.append(Excluded(reason="marked_test", detail=detail, where=row.source or row.id))
+    kept, asked = apart_from_test([row for row in rows if row.split != "test"], inputs)
+    answers.dropped += asked
+    return kept
 
 
 def read_preferences(inputs: Inputs) -> list[Preference]:

@@ -18,7 +18,6 @@ from tunesmith.data.filters import ROW_FILTERS, build_filter
 from tunesmith.data.filters.contamination import Contamination, Question, question_alone, questions_of
 from tunesmith.data.filters.fields import Duplicate
 from tunesmith.data.filters.novel import HeldOutOrigins, Novelty
-from tunesmith.data.keys import Keys
 from tunesmith.data.readers import read_examples
 from tunesmith.data.review import FirstReview, Review, SecondReview, open_review
 from tunesmith.data.rows import RowFile
@@ -68,9 +67,9 @@ def run(section: Curate, inputs: Inputs, out_dir: Path, ctx: Context) -> Outcome
         rows = sifting.read(sources, [*first, *ROW_FILTERS, *of_all, *second, Duplicate()], "check")
         sides = decide_splits(rows.origins, rows.sides, section.test_fraction, section.rng_seed)
         test, train = rows.chosen(sides == TEST), rows.chosen(sides == TRAIN)
-        comparisons = _comparisons(
-            section, inputs, test.rows, straddling(rows.origins, sides), tools.num_threads, ctx.events
-        )
+        contamination = _contamination(section, inputs, test.rows, tools.num_threads, ctx.events)
+        held_out = HeldOutOrigins(straddling(rows.origins, sides))
+        comparisons: list[Step] = [held_out, Novelty(test.rows, section.max_similarity), contamination]
         train = sifting.sift(train, [*comparisons, *(each for scope, each in listed if scope == "train")], "compare")
         facts = {"num_train": len(train), "num_test": len(test), **tools.facts()}
         if sifting.num_rewritten:
@@ -78,7 +77,7 @@ def run(section: Curate, inputs: Inputs, out_dir: Path, ctx: Context) -> Outcome
         reasons = sifting.reasons
         if not len(train):
             raise _empty(num_rows, len(test), reasons)
-        _tell(section, len(train), len(test), sifting, ctx.events)
+        _tell(section, len(train), len(test), sifting, contamination.num_partial, ctx.events)
         for note in review.notes() if review else ():
             ctx.events.emit(note)
         sifting.write(train, out_dir / "train.jsonl", "train")
@@ -103,20 +102,14 @@ def _reviews(review: Review | None) -> tuple[list[Step], list[Step]]:
     return ([FirstReview(review)], [SecondReview(review)]) if review else ([], [])
 
 
-def _comparisons(
-    section: Curate,
-    inputs: Inputs,
-    test: Sequence[Conversation],
-    straddling: Keys,
-    num_threads: int,
-    events: EventSink,
-) -> list[Step]:
-    """What training rows are compared with: test rows by origin, likeness and n-grams, evaluation files, each other."""
+def _contamination(
+    section: Curate, inputs: Inputs, test: Sequence[Conversation], num_threads: int, events: EventSink
+) -> Contamination:
+    """Training rows against the questions of test rows and of evaluation files."""
     questions = questions_of(test, are_test_rows=True)
     for name in section.decontaminate_against:
         questions += _questions_in(name, inputs, events)
-    contamination = Contamination(questions, max_coverage=section.max_eval_coverage, num_threads=num_threads)
-    return [HeldOutOrigins(straddling), Novelty(test, section.max_similarity), contamination]
+    return Contamination(questions, max_coverage=section.max_eval_coverage, num_threads=num_threads)
 
 
 def _questions_in(name: str, inputs: Inputs, events: EventSink) -> list[Question]:
@@ -156,6 +149,7 @@ def _tell(
     num_train: int,
     num_test: int,
     sifting: Sifting,
+    num_partial: int,
     events: EventSink,
 ) -> None:
     reasons = sifting.reasons
@@ -173,5 +167,12 @@ def _tell(
         message = (
             f"{alike:,} rows are left out because their prompts are alike (ROUGE-L above {section.max_similarity:g}), and "
             f"{num_train:,} stay; set curate.max_similarity: 1 where prompts are meant to be alike"
+        )
+        events.emit(Note(level="warning", message=message))
+    if num_partial:
+        message = (
+            f"{num_partial:,} rows are left out because they hold a part of a test row's question (more than "
+            f"curate.max_eval_coverage = {section.max_eval_coverage:g} of it, or 13 of its words in a row); where rows of one kind "
+            "share their instruction, set curate.max_eval_coverage: 1"
         )
         events.emit(Note(level="warning", message=message))

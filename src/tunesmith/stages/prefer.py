@@ -7,6 +7,7 @@ are judging's. Every candidate stays in candidates.jsonl with its score.
 from __future__ import annotations
 
 import itertools
+import json
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -20,11 +21,13 @@ from pydantic import Field
 
 from tunesmith.chat.renderer import Renderer
 from tunesmith.chat.tokenizer import load_tokenizer
-from tunesmith.errors import DataError
+from tunesmith.errors import DataError, RecipeError
 from tunesmith.events import Note, Progress
 from tunesmith.inference.reward_model import open_reward_model
 from tunesmith.inference.rollouts import Rollout, RolloutSampler
 from tunesmith.inference.transformers_engine import common_prefix
+from tunesmith.judging.fields import Target, find_target
+from tunesmith.judging.metrics import parse_json, same
 from tunesmith.judging.pairwise import Pair, compare
 from tunesmith.judging.rewards.combining import WeightedRewards
 from tunesmith.judging.rewards.judge import words
@@ -77,8 +80,9 @@ def run(section: Prefer, inputs: Inputs, out_dir: Path, ctx: Context) -> Outcome
     with LazyJudge(section, inputs.files, out_dir, ctx, "recipe.prefer") as judge:
         scored = _score(section, inputs, base_dir, rows, sampled, judge, ctx)
         facts = judge.facts()
+    target = _target(inputs, rows) if section.same_text else None
     for row, candidates in zip(rows, scored, strict=True):
-        _choose(section, row, candidates, pairs)
+        _choose(section, row, candidates, target, pairs)
     write_records(out_dir / PREFERENCES, pairs.kept)
     write_records(out_dir / CANDIDATES, scored)
     write_records(out_dir / EXCLUDED, pairs.excluded)
@@ -253,8 +257,38 @@ def _score_of(candidate: _Scored) -> float:
     return candidate.score
 
 
-def _choose(section: Prefer, row: Conversation, candidates: Candidates, pairs: _Pairs) -> None:
-    """The best whole answer beside the worst. One that was cut off has no end to learn: it may be the worse one alone."""
+def _target(inputs: Inputs, rows: Sequence[Conversation]) -> Target:
+    """RecipeError where answers have no fields to differ in."""
+    task = read_records(inputs["curate"].file(TASK), Task)[0]
+    target = find_target(task.output_schema, [parse_json(row.reply or "") for row in rows], "auto", "auto")
+    if not target.exact_fields:
+        raise RecipeError(
+            "`same_text` needs answers with exact fields, and `ingest.output_schema` restricts none",
+            where="recipe.prefer.same_text",
+            hint="leave it out, or name a schema with enum, const, pattern, boolean or number fields",
+        )
+    return target
+
+
+def _with_fields_of(chosen: str, worse: str, target: Target) -> tuple[str, str] | None:
+    """The chosen answer, and the same with the exact fields of the worse one; None where they are equal there, or no objects.
+
+    Both are written anew, alike: else a blank could tell them apart.
+    """
+    better, other = parse_json(chosen), parse_json(worse)
+    if not isinstance(better, dict) or not isinstance(other, dict):
+        return None
+    swapped = {**better, **{name: other[name] for name in target.exact_fields if name in better and name in other}}
+    if same(better, swapped):
+        return None
+    return json.dumps(better, ensure_ascii=False), json.dumps(swapped, ensure_ascii=False)
+
+
+def _choose(section: Prefer, row: Conversation, candidates: Candidates, target: Target | None, pairs: _Pairs) -> None:
+    """The best whole answer beside the worst. One that was cut off has no end to learn: it may be the worse one alone.
+
+    target: the fields in which alone the two are to differ.
+    """
     if len(candidates.answers) < 2:
         pairs.leave_out(row, "alike", "every candidate is the same text")
         return
@@ -277,11 +311,17 @@ def _choose(section: Prefer, row: Conversation, candidates: Candidates, pairs: _
     if margin <= section.min_margin:
         pairs.leave_out(row, "level", f"the best and the worst candidate are {margin:.3g} apart")
         return
+    answers: tuple[str, str] | None = (best.answer, worst.answer)
+    if target is not None:
+        answers = _with_fields_of(best.answer, worst.answer, target)
+    if answers is None:
+        pairs.leave_out(row, "same_fields", "the best and the worst candidate differ in no exact field")
+        return
     pairs.kept.append(
         Preference(
             prompt=row.prompt,
-            chosen=best.answer,
-            rejected=worst.answer,
+            chosen=answers[0],
+            rejected=answers[1],
             source=f"prefer:{row.id}",
             scores={"chosen": best.score, "rejected": worst.score},
             origin=row.origin,

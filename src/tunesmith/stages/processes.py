@@ -13,6 +13,7 @@ import json
 import os
 import sys
 import threading
+import time
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -40,6 +41,7 @@ RunStage = Callable[[Any, Inputs, Path, Context], Outcome]
 
 _COLLECTIVE = timedelta(hours=6)  # one rank may write a large checkpoint while the others wait in a sum
 _WAIT = timedelta(days=30)  # for a job: the stages before it have no bound
+_BETWEEN_LOOKS_SECONDS = 0.05  # while the others start
 _LAST_WORDS_SECONDS = 5.0  # in which a rank that failed says why
 
 
@@ -65,7 +67,7 @@ def on_all_ranks(stage: str, run_stage: RunStage) -> RunStage:
         size = num_local_processes(runtime)
         if size == 1:
             return run_stage(section, inputs, out_dir, ctx)
-        with Children(size, [sys.executable, "-c", _PROGRAM]) as children:
+        with Children(size, [sys.executable, "-P", "-c", _PROGRAM]) as children:
             seat = Seat(0, size, size, _file_store(children.store_path, size))
             return _lead(seat, children, stage, run_stage, section, inputs, out_dir, ctx)
 
@@ -134,6 +136,7 @@ class _NoChildren:
     """torchrun watches the processes it has started, and ends all when one fails."""
 
     def ended(self, seconds: float) -> str | None:
+        time.sleep(seconds)
         return None
 
     def watch(self, on_end: Callable[[], None]) -> None:
@@ -167,6 +170,7 @@ def _lead(
     number = _post(seat, job)
     ctx.events.emit(Note(message=f"{seat.size} processes work on this stage"))
     try:
+        _wait_for_all(seat, number, others)
         with _joined(seat, number, runtime):
             others.watch(_break_off)
             return run_stage(section, inputs, out_dir, replace(ctx, runtime=runtime))
@@ -204,8 +208,24 @@ def _take_part(seat: Seat, number: int, job: Mapping[str, Any]) -> None:
     inputs = Inputs(artifacts, {name: Path(path) for name, path in job["files"].items()})
     ledgers = Path(job["ledgers"]) if job["ledgers"] else None
     run_stage: RunStage = importlib.import_module(f"tunesmith.stages.{job['stage']}").run
+    seat.store.set(f"ready-{number}-{seat.rank}", "")
     with _joined(seat, number, runtime):
         run_stage(section, inputs, Path(job["out_dir"]), Context(NullSink(), runtime, ledgers))
+
+
+def _wait_for_all(seat: Seat, number: int, others: _Watched) -> None:
+    """Until every other rank is about to join. To connect with one that has ended would take until torch gives up, hours
+    later, and no Ctrl-C ends it. TunesmithError where one has failed."""
+    keys = [f"ready-{number}-{rank}" for rank in range(1, seat.size)]
+    while not seat.store.check(keys):
+        if others.ended(_BETWEEN_LOOKS_SECONDS) is not None or _has_failed(seat, number):
+            found = _failure(seat, number, others)
+            assert found is not None
+            raise found
+
+
+def _has_failed(seat: Seat, number: int) -> bool:
+    return any(seat.store.check([f"error-{number}-{rank}"]) for rank in range(1, seat.size))
 
 
 @contextmanager
@@ -287,7 +307,9 @@ def _failure(seat: Seat, number: int, others: _Watched) -> TunesmithError | None
             continue
         told = json.loads(seat.store.get(key))
         message = f"rank {rank} of {seat.size} failed: {told['message']}"
-        kind = getattr(errors, told["kind"]) if told["kind"] else TrainingError
+        kind: type[TunesmithError] = getattr(errors, told["kind"] or "", TrainingError)
+        if kind.__init__ is not TunesmithError.__init__:  # one that is made of other things than a message
+            kind = TrainingError
         return kind(message, where=told["where"], hint=told["hint"])
     if end is None:
         return None

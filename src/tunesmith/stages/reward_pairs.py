@@ -17,7 +17,7 @@ from tunesmith.data.keys import number_of
 from tunesmith.data.split import TEST, UNDECIDED, decide_splits
 from tunesmith.errors import DataError, RecipeError
 from tunesmith.recipe import RewardModel
-from tunesmith.stages.answers import Answers, read_preferences, render_pairs
+from tunesmith.stages.answers import Answers, check_prefer_made_pairs, read_preferences, render_pairs
 from tunesmith.stages.held_out import apart_from_test
 from tunesmith.stages.tokenize import TASK, length_limit_of
 from tunesmith.text.jsonl import read_records
@@ -44,6 +44,7 @@ def render_reward_pairs(section: RewardModel, inputs: Inputs, renderer: Renderer
     task = read_records(inputs["curate"].file(TASK), Task)[0]
     rows = read_preferences(inputs)
     if not rows:
+        check_prefer_made_pairs(inputs)
         raise RecipeError(
             "there are no pairs to learn from: expected rows with `chosen` and `rejected`, or a `prefer` stage that makes them",
             where=_WHERE,

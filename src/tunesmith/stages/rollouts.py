@@ -1,18 +1,16 @@
-"""Rollouts for the stage align: prompts of the training split, sampled answers, their rewards, and samples of both.
+"""Rollouts for the stage align: prompts of the training split, sampled answers, and their rewards.
 
 Introduces the sampler (inference), the rewards (judging) and the loop (training) to each other. Every answer is kept in
-logs/rollouts.jsonl with its reward.
+logs/rollouts.jsonl with its reward. Refuses to know what an objective makes of them: rollout_samples.py does.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -28,36 +26,14 @@ from tunesmith.judging.rewards.combining import Rewarded, WeightedRewards
 from tunesmith.model.value_head import ValueHead
 from tunesmith.protocols import Attempt, EventSink, Prompt
 from tunesmith.recipe.align import Align
+from tunesmith.stages.rollout_samples import AnswerGroup, RolloutSamples
 from tunesmith.text.jsonl import RecordLog, read_log, write_records
-from tunesmith.training.batches import Batch, Samples
-from tunesmith.training.objectives.advantages import (
-    GroupAdvantages,
-    gae,
-    grpo_advantages,
-    rloo_advantages,
-    token_rewards,
-    whiten,
-)
-from tunesmith.training.objectives.policy import check_on_policy
-from tunesmith.training.on_policy import measure_tokens, swapped
-from tunesmith.training.policy_losses import (
-    ADVANTAGE,
-    LEVEL_ANSWERS,
-    LEVEL_TOKENS,
-    OLD,
-    REFERENCE,
-    RETURN,
-    VALUE,
-)
-from tunesmith.training.probing import output_head
+from tunesmith.training.batches import Samples
+from tunesmith.training.objectives.advantages import GroupAdvantages
 from tunesmith.training.ranks import Ranks
 from tunesmith.types import Conversation, Excluded, Record, SamplingParams
 
 ROLLOUTS = "logs/rollouts.jsonl"
-
-_SAMPLER_TOLERANCE = 2.0
-"""Nats by which a token's log-probability may differ between sampling through a cache and training over whole packs in bf16:
-unlikely tokens drift most. A wrong temperature or a shifted target is many nats off on some token."""
 
 
 class RolloutLine(Record):
@@ -89,17 +65,15 @@ class Rollouts:
         events: EventSink,
         length_limit: int,
     ) -> None:
-        self._model, self._renderer, self._section, self._events = model, renderer, section, events
-        self._rewards, self._value_head, self._log = rewards, value_head, log
+        self._renderer, self._section, self._events = renderer, section, events
+        self._rewards, self._log = rewards, log
         self._sampler = RolloutSampler(model, batch_size=batch_size)
         room = min(length_limit, context_length_of(model)) - section.max_tokens
         self.dropped: list[Excluded] = []
         self._log_is_tidy = False
         self._rows, self._prompts = self._usable(rows, renderer, room)
         self._shared_prefix = common_prefix([prompt.input_ids for prompt in self._prompts])
-        self._start: Mapping[str, torch.Tensor] | None = None
-        if section.kl_weight:
-            self._start = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
+        self._samples = RolloutSamples(model, section, value_head)
 
     @property
     def num_prompts(self) -> int:
@@ -126,13 +100,20 @@ class Rollouts:
             chosen = self._chosen(place)
             groups = self._sample(place, chosen)
             rewarded = Ranks.current().from_first(partial(self._reward, number, chosen, groups))
-            advantages = self._advantages(rewarded)
+            totals = _totals(rewarded)
+            advantages = self._samples.advantages(totals)
             self._tell(number, groups, rewarded, advantages)
             if bool(advantages.known.any()):
-                return self._learnable(chosen, groups, rewarded, advantages)
+                return self._samples.build(self._with_prompts(chosen, groups), totals, advantages)
             num_unscored += advantages.num_unscored
             self._give_up_or_go_on(number, num_unscored, rewarded)
         raise AssertionError("unreachable")
+
+    def _with_prompts(self, chosen: Sequence[int], groups: Sequence[Sequence[Rollout]]) -> list[AnswerGroup]:
+        return [
+            AnswerGroup(self._rows[index].id, tuple(self._prompts[index].input_ids), group)
+            for index, group in zip(chosen, groups, strict=True)
+        ]
 
     def _sample(self, place: int, chosen: Sequence[int]) -> list[list[Rollout]]:
         """Answers to every prompt: each rank draws those of its share, and all get all."""
@@ -172,53 +153,6 @@ class Rollouts:
                 hint="look at logs/rollouts.jsonl, and give such answers a number where that is right",
             )
         self._events.emit(Note(level="warning", message=f"{message}; other prompts are asked in their place"))
-
-    def _learnable(
-        self,
-        chosen: Sequence[int],
-        groups: Sequence[Sequence[Rollout]],
-        rewarded: Sequence[Sequence[Rewarded]],
-        advantages: GroupAdvantages,
-    ) -> Samples:
-        """Answers that have a score. Groups that teach nothing count in the divisor and are not computed."""
-        section, keep = self._section, advantages.known
-        if section.loss != "ppo" and not section.kl_weight:  # else values, or the reference, are learnt
-            teaches = keep & (advantages.values != 0).any(1, keepdim=True)
-            if not bool(teaches.any()):  # a step has at least one group
-                teaches[int(keep.any(1).nonzero()[0])] = keep[int(keep.any(1).nonzero()[0])]
-            beside, keep = keep & ~teaches, teaches
-        else:
-            beside = torch.zeros_like(keep)
-        samples = self._samples(chosen, groups, advantages, keep)
-        samples = self._counting(samples, groups, beside)
-        totals = _totals(rewarded)
-        if self._value_head is not None:
-            return self._with_values(samples, totals[keep])
-        if section.loss == "rloo" and self._start is not None:
-            return self._with_penalty(samples, totals, keep)
-        return samples
-
-    @staticmethod
-    def _counting(samples: Samples, groups: Sequence[Sequence[Rollout]], beside: torch.Tensor) -> Samples:
-        """What is left out of the computation counts all the same, in equal parts with every sample."""
-        lengths = torch.tensor([[len(rollout.token_ids) for rollout in group] for group in groups])
-        num = len(samples.lengths)
-        columns = {
-            LEVEL_ANSWERS: np.full(num, float(beside.sum()) / num),
-            LEVEL_TOKENS: np.full(num, float(lengths[beside].sum()) / num),
-        }
-        return replace(samples, columns={**samples.columns, **columns})
-
-    def _with_penalty(self, samples: Samples, totals: torch.Tensor, keep: torch.Tensor) -> Samples:
-        """RLOO: the divergence of a whole answer is a part of its reward (arXiv 2402.14740, equation 2)."""
-        place = np.flatnonzero(samples.loss_mask)
-        owner = np.repeat(np.arange(len(samples.lengths)), samples.num_targets)
-        apart = (samples.token_columns[OLD] - samples.token_columns[REFERENCE])[place]
-        rewards = torch.full(keep.shape, math.nan, dtype=torch.float64)
-        rewards[keep] = totals[keep] - self._section.kl_weight * torch.from_numpy(np.bincount(owner, apart))
-        advantages = rloo_advantages(rewards).values[keep].numpy()
-        kept = {name: values for name, values in samples.token_columns.items() if name != REFERENCE}  # in the rewards
-        return replace(samples, columns={**samples.columns, ADVANTAGE: advantages}, token_columns=kept)
 
     def _usable(
         self, rows: Sequence[Conversation], renderer: Renderer, room: int
@@ -289,89 +223,6 @@ class Rollouts:
         if not self._log_is_tidy and self._log.exists():
             write_records(self._log, [line for line in read_log(self._log, RolloutLine) if line.rollout < number])
         self._log_is_tidy = True
-
-    def _advantages(self, rewarded: Sequence[Sequence[Rewarded]]) -> GroupAdvantages:
-        rewards = _totals(rewarded)
-        if self._section.loss == "grpo":
-            return grpo_advantages(rewards, scale=self._section.advantage_scale)
-        found = rloo_advantages(rewards)
-        if self._section.loss == "rloo":
-            return found
-        return replace(found, values=torch.where(rewards.isnan(), 0, rewards), known=~rewards.isnan())  # PPO: no group
-
-    def _samples(
-        self,
-        chosen: Sequence[int],
-        groups: Sequence[Sequence[Rollout]],
-        advantages: GroupAdvantages,
-        keep: torch.Tensor,
-    ) -> Samples:
-        ids: list[int] = []
-        mask: list[int] = []
-        old: list[float] = []
-        lengths: list[int] = []
-        names: list[str] = []
-        for place, (index, group) in enumerate(zip(chosen, groups, strict=True)):
-            prompt = self._prompts[index].input_ids
-            for number, rollout in enumerate(group):
-                if not bool(keep[place, number]):
-                    continue
-                ids += [*prompt, *rollout.token_ids]
-                mask += [0] * len(prompt) + [1] * len(rollout.token_ids)
-                old += [0.0] * len(prompt) + list(rollout.log_probs)
-                lengths.append(len(prompt) + len(rollout.token_ids))
-                names.append(f"{self._rows[index].id}, answer {number}")
-        sizes = keep.sum(1)
-        samples = Samples(
-            input_ids=np.array(ids, dtype=np.int32),
-            loss_mask=np.array(mask, dtype=np.uint8),
-            lengths=np.array(lengths, dtype=np.int64),
-            ids=tuple(names),
-            group_sizes=sizes[sizes > 0].numpy().astype(np.int64),
-            columns={ADVANTAGE: advantages.values[keep].double().numpy()},
-            token_columns={OLD: np.array(old)},
-        )
-        if self._model.dtype != torch.float32:
-            samples = self._with_trainers_arithmetic(samples)
-        if self._start is None:
-            return samples
-        with swapped(self._model, self._start):
-            reference = measure_tokens(self._model, samples, self._log_probs)
-        return replace(samples, token_columns={**samples.token_columns, REFERENCE: reference})
-
-    def _with_trainers_arithmetic(self, samples: Samples) -> Samples:
-        """In bf16 sampling and training round differently; the ratio compares two of training's own log-probabilities."""
-        sampled, measured = samples.token_columns[OLD], measure_tokens(self._model, samples, self._log_probs)
-        place = np.flatnonzero(samples.loss_mask)
-        check_on_policy(
-            torch.from_numpy(measured[place]), torch.from_numpy(sampled[place]), tolerance=_SAMPLER_TOLERANCE
-        )
-        return replace(samples, token_columns={**samples.token_columns, OLD: measured})
-
-    def _log_probs(self, hidden: torch.Tensor, batch: Batch) -> torch.Tensor:
-        return output_head(self._model).detach().log_probs(hidden, batch.targets, self._section.temperature)
-
-    def _with_values(self, samples: Samples, scores: torch.Tensor) -> Samples:
-        """PPO: what the value function says before each token, and the advantages and returns that follow."""
-        head = self._value_head
-        assert head is not None
-        values = measure_tokens(self._model, samples, lambda hidden, _: head(hidden))
-        place = np.flatnonzero(samples.loss_mask)  # answers only, each in one piece
-        lengths = torch.from_numpy(samples.num_targets)
-        old = torch.from_numpy(samples.token_columns[OLD][place])
-        reference = torch.from_numpy(samples.token_columns.get(REFERENCE, samples.token_columns[OLD])[place])
-        rewards = token_rewards(scores.double(), old, reference, lengths, kl_weight=self._section.kl_weight)
-        said = torch.from_numpy(values[place])
-        advantages, returns = gae(
-            rewards, said, lengths, gamma=self._section.gamma, lam=self._section.gae_lambda, last_values=None
-        )
-        columns: dict[str, Any] = {}
-        for name, found in ((ADVANTAGE, whiten(advantages)), (RETURN, returns), (VALUE, said)):
-            columns[name] = np.zeros(len(samples.input_ids))
-            columns[name][place] = found.numpy()
-        kept = {name: values for name, values in samples.token_columns.items() if name != REFERENCE}  # in the rewards
-        others = {name: values for name, values in samples.columns.items() if name != ADVANTAGE}  # one for each token
-        return replace(samples, columns=others, token_columns={**kept, **columns})
 
     def _tell(
         self,

@@ -39,12 +39,12 @@ def compiled_blocks(model: PreTrainedModel, on: bool) -> Generator[None]:
         )
     blocks: list[Any] = [model.get_submodule(path) for path in block_paths(model)]
     blocks = [block for block in blocks if not is_trimmed(block)]
-    AttentionInterface.register(NAME, torch.compiler.disable(varlen_attention))
-    for block in blocks:
-        block.forward = torch.compile(block.forward, dynamic=True)
     try:
+        AttentionInterface.register(NAME, torch.compiler.disable(varlen_attention))
+        for block in blocks:
+            block.forward = torch.compile(block.forward, dynamic=True)
         yield
     finally:
         for block in blocks:
-            del block.forward
+            vars(block).pop("forward", None)
         AttentionInterface.register(NAME, varlen_attention)

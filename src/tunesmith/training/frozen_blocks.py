@@ -24,7 +24,7 @@ from transformers import PreTrainedModel
 from tunesmith.model.freezing import block_paths, num_frozen_blocks
 from tunesmith.store import check_disk
 from tunesmith.training.batches import Batch, Samples, build_batch
-from tunesmith.training.probing import draws_dropout, hidden_states
+from tunesmith.training.forward import draws_dropout, hidden_states
 
 
 class FrozenBlocks:
@@ -44,6 +44,7 @@ class FrozenBlocks:
                 os.posix_fallocate(file.fileno(), 0, self.num_bytes)
             self._kept = torch.from_file(file.name, shared=True, size=num_tokens * width, dtype=dtype).view(-1, width)
         self._known = np.zeros(len(samples.lengths), dtype=bool)
+        self.are_all = self._blocks == len(block_paths(model))  # nothing but a head is trained: no block is left above
 
     def sentence(self) -> str:
         """What is kept, for the report."""

@@ -27,9 +27,10 @@ _PROOF_ROWS = 6
 
 @contextmanager
 def trimmed_last_block(model: PreTrainedModel) -> Generator[None]:
-    """Inside, the last block leaves out what `reading_rows` does not name, if it has the form that allows it."""
+    """Inside, the last block leaves out what `reading_rows` does not name, if it has the form that allows it. One whose
+    activations are recomputed stays whole: the backward pass computes it again when nobody names rows any more."""
     block = _last_block(model)
-    if block is None or not _has_the_form(model, block):
+    if block is None or getattr(block, "gradient_checkpointing", False) or not _has_the_form(model, block):
         yield
         return
     block.forward = _Trimmed(block)

@@ -4,7 +4,9 @@ Owns resuming, and what is reported while it runs. Refuses to know artifacts, ad
 code runs on a CPU and on a CUDA device, in one process and in many; the tests cover the CPU.
 
 A step's result depends on its number, the weights before it and the seed alone: packs, learning rate and dropout are
-functions of (rng_seed, step). So six steps are bitwise equal to three, a kill, and three more.
+functions of (rng_seed, step). So six steps are bitwise equal to three, a kill, and three more, in one process; several add in
+another order than one, and what frozen blocks gave (frozen_blocks.py) is kept from the first pack a sample was in, which a
+training that goes on later has not seen: both differ by rounding alone.
 """
 
 from __future__ import annotations
@@ -29,11 +31,11 @@ from tunesmith.recipe import Optimisation
 from tunesmith.training.batches import Samples
 from tunesmith.training.checkpoints import newest_of, save_spread
 from tunesmith.training.compiled import compiled_blocks
+from tunesmith.training.forward import varlen_forward
 from tunesmith.training.frozen_blocks import FrozenBlocks, can_stand_apart
 from tunesmith.training.lockstep import LockstepStepper
 from tunesmith.training.losses import Loss
 from tunesmith.training.memory_plan import find_largest, plan_memory
-from tunesmith.training.probing import varlen_forward
 from tunesmith.training.schedule import learning_rate_at, micro_batches
 from tunesmith.training.sharding import shard_model
 from tunesmith.training.sources import FixedSamples, Source

@@ -12,8 +12,8 @@ import torch
 from transformers import PreTrainedModel
 
 from tunesmith.training.batches import Samples, build_batch
-from tunesmith.training.forward import supervised_hidden
-from tunesmith.training.probing import output_head, varlen_forward
+from tunesmith.training.forward import output_head, varlen_forward
+from tunesmith.training.supervised_rows import supervised_hidden
 
 _TOKENS_AT_ONCE = 2048
 """Tokens of one forward pass, where samples are short: enough to fill a processor, little enough for its memory."""

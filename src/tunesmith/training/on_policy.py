@@ -16,10 +16,10 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from tunesmith.training.batches import Batch, Samples, build_batch
-from tunesmith.training.forward import supervised_hidden
 from tunesmith.training.packing import plan_packs
 from tunesmith.training.schedule import Pack
 from tunesmith.training.sources import spell_out
+from tunesmith.training.supervised_rows import supervised_hidden
 
 _GROUPS_AT_ONCE = 1  # of a measurement: answers to one prompt, which is computed once
 

@@ -40,10 +40,9 @@ def choose_precision(
     ratio = bf16 / fp32
     dtype = torch.bfloat16 if ratio >= _WORTH else torch.float32
     name = "bf16" if dtype == torch.bfloat16 else "fp32"
-    return Precision(
-        dtype,
-        f"{name}: measured {bf16:,.0f} GFLOP/s in bf16 and {fp32:,.0f} in fp32 on {torch.get_num_threads()} threads",
-    )
+    num_threads = torch.get_num_threads()
+    place = "1 thread" if num_threads == 1 else f"{num_threads} threads"
+    return Precision(dtype, f"{name}: measured {bf16:,.0f} GFLOP/s in bf16 and {fp32:,.0f} in fp32 on {place}")
 
 
 def measure_matmul(dtype: torch.dtype, width: int, inner_width: int) -> float:

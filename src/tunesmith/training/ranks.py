@@ -88,14 +88,6 @@ class Ranks:
         everyone = {index: result for each in self.gather(done) for index, result in each.items()}
         return [everyone[index] for index in range(len(keys))]
 
-    def sum(self, values: Sequence[float]) -> list[float]:
-        """Of every number, over all ranks."""
-        if self.size == 1:
-            return list(values)
-        tensor = torch.tensor(values, dtype=torch.float64, device="cuda" if dist.get_backend() == "nccl" else "cpu")
-        dist.all_reduce(tensor)
-        return tensor.tolist()
-
     def sum_named(self, values: Mapping[str, float]) -> dict[str, float]:
         """Of every name over all ranks; a rank that had no work names nothing."""
         if self.size == 1:

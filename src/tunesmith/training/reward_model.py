@@ -18,13 +18,13 @@ from tunesmith.chat.renderer import RenderedArrays
 from tunesmith.model.value_head import ValueHead, scored_token
 from tunesmith.recipe import RewardModel
 from tunesmith.training.batches import Batch, Samples
+from tunesmith.training.forward import varlen_forward
 from tunesmith.training.head import Head
 from tunesmith.training.losses import BatchLoss, Measure
 from tunesmith.training.objectives.preference import bradley_terry
 from tunesmith.training.on_policy import measure_tokens
 from tunesmith.training.pairs import num_pairs, pair_rows, pair_samples
 from tunesmith.training.preference_losses import batch_loss
-from tunesmith.training.probing import varlen_forward
 
 MARGIN = "margin"
 

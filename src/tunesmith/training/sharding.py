@@ -53,7 +53,7 @@ def choose_sharding(
     if alone or quantised or device.type != "cuda":
         return False
     room = _SHARE_OF_A_DEVICE * torch.cuda.get_device_properties(device).total_memory
-    return fixed_bytes(model) > room
+    return any(Ranks.current().gather(fixed_bytes(model) > room))  # all spread where one of them must
 
 
 def fixed_bytes(model: nn.Module) -> int:

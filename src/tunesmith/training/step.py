@@ -19,12 +19,13 @@ from transformers import PreTrainedModel
 from tunesmith.errors import TrainingError
 from tunesmith.recipe import Optimisation
 from tunesmith.training.batches import Batch, Samples, build_batch
-from tunesmith.training.forward import supervised_hidden
+from tunesmith.training.forward import draws_dropout, output_head
 from tunesmith.training.frozen_blocks import FrozenBlocks
 from tunesmith.training.losses import Loss
-from tunesmith.training.probing import draws_dropout, output_head, refuse_loss
+from tunesmith.training.probing import refuse_loss
 from tunesmith.training.ranks import Ranks
 from tunesmith.training.schedule import Pack, micro_batches
+from tunesmith.training.supervised_rows import supervised_hidden
 from tunesmith.training.weights import TrainableWeights
 
 _SAMPLES_AT_ONCE = 8  # where nothing is trained

@@ -17,7 +17,6 @@ from tunesmith.training.objectives.policy import (
     kl_estimate,
     log_ratio,
     policy_loss,
-    sampler_correction,
     value_loss,
 )
 
@@ -233,11 +232,6 @@ def test_a_ratio_that_is_not_one_before_the_first_update_stops_the_training() ->
     assert "one temperature" in (caught.value.hint or "")
     with pytest.raises(TrainingError, match="token 2"):
         check_on_policy(drawn + torch.tensor([0.0, 0.0, float("nan")]), drawn, tolerance=1e-4)
-
-
-def test_tokens_that_the_sampler_drew_by_another_rounding_are_weighted_within_a_bound() -> None:
-    correction = sampler_correction(torch.tensor([-1.0, -1.0, -1.0]), torch.tensor([-1.0, -0.5, -4.0]), cap=2.0)
-    assert correction.tolist() == pytest.approx([1.0, math.exp(-0.5), 2.0])
 
 
 def test_what_a_term_needs_is_asked_for_by_name() -> None:

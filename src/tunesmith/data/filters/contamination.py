@@ -56,12 +56,16 @@ def question_alone(row: Excluded) -> Question | None:
 
 
 class Contamination:
-    """Reasons contaminated_test (a test row of the recipe) and contaminated (an evaluation file)."""
+    """Reasons contaminated_test (a test row of the recipe) and contaminated (an evaluation file).
+
+    num_partial: rows excluded so far for a part of a test row's question, not all of it: rows of one kind that share an instruction.
+    """
 
     def __init__(self, questions: Sequence[Question], *, max_coverage: float, num_threads: int) -> None:
         self._questions = questions
         self._max_coverage = max_coverage
         self._num_threads = num_threads
+        self.num_partial = 0
 
     def judge_all(self, rows: Sequence[Conversation]) -> list[Verdict]:
         if not self._questions or self._max_coverage >= 1 or not rows:
@@ -79,6 +83,7 @@ class Contamination:
         for hit in hits:
             if hit.share > self._max_coverage or phrases[hit.phrase] <= MOST_ROWS_OF_A_PHRASE:
                 verdicts[hit.row] = self._verdict(hit)
+                self.num_partial += hit.share < 1 and self._questions[hit.question].is_test_row
         return verdicts
 
     def _find(self, texts: Iterable[str], long_ngram: int) -> Iterator[_Hit]:

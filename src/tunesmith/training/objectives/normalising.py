@@ -35,11 +35,6 @@ def divisor(normalisation: Normalisation, *, num_sequences: float, num_tokens: f
     return num_tokens if normalisation == "token" else num_sequences
 
 
-def per_token(values: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-    """(S,) values of answers as (N,) values of their tokens."""
-    return values.repeat_interleave(lengths)
-
-
 def per_sequence_sum(values: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
     """(N,) values of tokens summed by answer, (S,). An answer without tokens gives 0."""
     owner = torch.arange(len(lengths), device=values.device).repeat_interleave(lengths)

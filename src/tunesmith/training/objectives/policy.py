@@ -138,16 +138,6 @@ def value_loss(
 
 
 @torch.no_grad()
-def sampler_correction(log_probs: torch.Tensor, sampled: torch.Tensor, *, cap: float) -> torch.Tensor:
-    """(N,) min(exp(log_probs - sampled), cap): what a token drawn by a sampler that rounds otherwise than training counts.
-
-    log_probs: of the training forward before the first update; sampled: of the sampler (truncated importance sampling, Yao
-    et al. 2025). Multiply the token weights by it. With one arithmetic for both it is 1 up to rounding.
-    """
-    return torch.exp(log_probs - sampled).clamp(max=cap)
-
-
-@torch.no_grad()
 def check_on_policy(log_probs: torch.Tensor, sampled: torch.Tensor, *, tolerance: float) -> float:
     """Largest |log ratio| of tokens that the unchanged policy has just drawn, which should be 0. TrainingError above tolerance.
 
