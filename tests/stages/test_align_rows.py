@@ -44,7 +44,7 @@ def test_an_answer_that_was_cut_off_may_be_rejected_and_is_never_chosen(
 ) -> None:
     pairs = prefer._Pairs()  # pyright: ignore[reportPrivateUsage]
     candidates = Candidates(row=ROW.id, answers=["a", "b", "c"][: len(scores)], cut_off=cut_off, scores=scores)
-    prefer._choose(Prefer(rewards=["exact"]), ROW, candidates, pairs)  # type: ignore[list-item]  # pyright: ignore
+    prefer._choose(Prefer(rewards=["exact"]), ROW, candidates, None, pairs)  # type: ignore[list-item]  # pyright: ignore
     if isinstance(expected, tuple):
         assert [(pair.chosen, pair.rejected) for pair in pairs.kept] == [expected] and not pairs.excluded
     else:
