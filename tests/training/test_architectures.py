@@ -17,11 +17,12 @@ from transformers import AutoTokenizer
 from tunesmith.errors import ModelError
 from tunesmith.model.cache import cache_dir
 from tunesmith.model.load import load_model
-from tunesmith.training.attention import Bias, Segment, attend
+from tunesmith.training.attention import attend
 from tunesmith.training.batches import Batch, Samples, build_batch
 from tunesmith.training.forward import draws_dropout, hidden_states, output_head, varlen_forward
 from tunesmith.training.prefixes import Layout, lay_as_trie, lay_end_to_end
 from tunesmith.training.probing import probe_model
+from tunesmith.training.segments import Bias, Segment
 from tunesmith.training.supervised_rows import supervised_hidden
 
 pytestmark = pytest.mark.slow

@@ -18,11 +18,12 @@ from tunesmith.errors import ModelError, TrainingError
 from tunesmith.model.load import load_model
 from tunesmith.training import attention
 from tunesmith.training.alibi import alibi_slopes
-from tunesmith.training.attention import Bias, attend, build_segments, varlen_attention
+from tunesmith.training.attention import attend, varlen_attention
 from tunesmith.training.batches import build_batch
 from tunesmith.training.forward import hidden_states, varlen_forward
 from tunesmith.training.prefixes import lay_as_trie
 from tunesmith.training.probing import probe_model
+from tunesmith.training.segments import Bias, build_segments
 
 CPU = torch.device("cpu")
 
@@ -198,7 +199,8 @@ def test_they_reach_back_into_a_shared_beginning(name: str, opening: int) -> Non
 def test_no_cut_of_a_row_into_pieces_changes_who_sees_whom(lengths: list[int], window: int) -> None:
     segments = build_segments(lengths)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tunesmith.training.attention._LONGEST_DIRECT", 8)
+        patch.setattr("tunesmith.training.attention._LONGEST_WHOLE", 8)
+        patch.setattr("tunesmith.training.attention._PIECE", 5)
         pieces = attention._cut.__wrapped__(segments, window)
     assert sum(piece.length for piece in pieces) == sum(lengths)
     for piece in pieces:

@@ -11,8 +11,8 @@ import torch
 from safetensors.numpy import save_file
 
 from tunesmith.errors import DataError
-from tunesmith.training.attention import build_segments
 from tunesmith.training.batches import Samples, build_batch, load_samples
+from tunesmith.training.segments import build_segments
 
 CPU = torch.device("cpu")
 

@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 
 from small_models import build_model
 from tunesmith.model.load import load_model
-from tunesmith.training.attention import attend, build_segments
+from tunesmith.training.attention import attend
 from tunesmith.training.batches import Samples, build_batch
 from tunesmith.training.forward import draws_dropout, hidden_states, output_head, varlen_forward
 from tunesmith.training.prefixes import lay_as_trie, lay_end_to_end
+from tunesmith.training.segments import build_segments
 
 CPU = torch.device("cpu")
 
@@ -170,7 +171,8 @@ def test_a_token_of_a_branch_moves_no_bit_outside_it(kind: str, tmp_path: Path) 
         batch = build_batch(chat_samples(), range(5), CPU, share_prefixes=True)
         before = hidden_states(model, batch)
         for segment in batch.segments:
-            below = [each for each in batch.segments if (segment.start, segment.start + segment.length) in each.places]
+            own = segment.start, segment.start + segment.length
+            below = [each for each in batch.segments if own in each.seen or each is segment]
             changed = build_batch(chat_samples(), range(5), CPU, share_prefixes=True)
             changed.input_ids[0, segment.start] = 299
             moved = (hidden_states(model, changed) != before).any(-1)
@@ -180,8 +182,8 @@ def test_a_token_of_a_branch_moves_no_bit_outside_it(kind: str, tmp_path: Path) 
             assert torch.equal(moved, expected)
 
 
-def test_dropout_is_noticed_because_it_forbids_sharing(tiny_dir: Path, with_adapter: Any) -> None:
-    model = load_model(tiny_dir, device="cpu", dtype=torch.float32)
+def test_dropout_is_noticed_because_it_forbids_sharing(base_dir: Path, with_adapter: Any) -> None:
+    model = load_model(base_dir, device="cpu", dtype=torch.float32)
     assert not draws_dropout(model)
     with_adapter(model, dropout=0.1)
     assert draws_dropout(model)

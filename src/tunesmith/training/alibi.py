@@ -16,8 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from tunesmith.training.attention import Segments, varlen_attention
+from tunesmith.training.attention import varlen_attention
 from tunesmith.training.kernels import put_layer
+from tunesmith.training.segments import Segments
 
 _STANDS_FOR = "BloomAttention"
 

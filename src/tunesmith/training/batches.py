@@ -21,8 +21,8 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from tunesmith.errors import DataError
-from tunesmith.training.attention import Segments
 from tunesmith.training.prefixes import WORTH_IT, Layout, lay_as_trie, lay_end_to_end
+from tunesmith.training.segments import Segments
 
 
 @dataclass(frozen=True)

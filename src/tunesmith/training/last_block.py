@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from tunesmith.errors import ModelError
 from tunesmith.model.freezing import block_paths
-from tunesmith.training.attention import build_segments
+from tunesmith.training.segments import build_segments
 
 _PARTS = {"input_layernorm", "self_attn", "post_attention_layernorm", "mlp"}
 """Children of a block that adds attention and then MLP to its input, each behind a norm (Llama's form)."""

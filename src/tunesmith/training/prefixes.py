@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from tunesmith.training.attention import Segment, Segments
+from tunesmith.training.segments import Segment, Segments
 
 _SHORTEST_SHARED = 8
 """Tokens a beginning needs to be worth a segment of its own: below, the extra calls cost what the tokens save."""
