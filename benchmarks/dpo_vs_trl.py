@@ -14,8 +14,6 @@ tokens/s, their ratio round by round with its median, peak memory and both loss 
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import random
 import statistics
 import sys
@@ -25,7 +23,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from sft_vs_trl import ALPHA, RANK, find_model, run_side
+import rounds
+from training_ours import RANK, Watch, answered, find_model, load_adapted, read_data, train_on, write_adapter
 
 BETA, LEARNING_RATE = 0.1, 2e-5
 
@@ -49,31 +48,14 @@ TRL_TRIED: dict[str, dict[str, Any]] = {
 
 def main() -> None:
     """Parse, prepare the pairs once, run both sides `--rounds` times, print and keep the figures."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--peer-python", required=True, help="Python of an environment that has TRL")
-    parser.add_argument("--model", default="smollm2-135m", help="built-in name or model folder")
-    parser.add_argument("--data", type=Path, help="rows of any format `ingest` reads; none = the support-desk seeds")
+    parser = rounds.new_parser(__doc__, rounds=2)
+    rounds.add_trl(parser, TRL_TRIED, alone=True)
     parser.add_argument("--pairs", type=int, default=16)
     parser.add_argument("--turns", type=int, default=3, help="exchanges before the one that is compared")
     parser.add_argument("--pairs-per-step", type=int, default=4)
     parser.add_argument("--epochs", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--trl", choices=sorted(TRL_TRIED), default="best", help="which of TRL's settings")
-    parser.add_argument("--only", choices=("tunesmith", "trl"), help="one side alone, to compare settings of it")
     parser.add_argument("--pack-length", type=int, default=2048, help="tokens of our packs, shared beginnings once")
-    parser.add_argument("--out", type=Path, help="JSON file for every figure")
-    parser.add_argument("--worker", nargs=2, metavar=("SPEC", "RESULT"), help=argparse.SUPPRESS)
-    if "--worker" in sys.argv:
-        place = sys.argv.index("--worker")
-        run_ours(Path(sys.argv[place + 1]), Path(sys.argv[place + 2]))
-        return
-    args = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        report = compare(args, Path(folder))
-    print_report(report)
-    if args.out:
-        args.out.write_text(json.dumps(report, indent=1))
+    rounds.run(parser, compare, print_report, run_ours)
 
 
 def compare(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
@@ -83,35 +65,19 @@ def compare(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     pairs = folder / "pairs.jsonl"
     facts = write_pairs(model_dir, args, pairs)
     write_adapter(model_dir, folder / "adapter")
-    spec = {
-        "model": str(model_dir),
-        "pairs": str(pairs),
-        "adapter": str(folder / "adapter"),
-        "scratch": str(folder / "scratch"),
+    setup = {
         "beta": BETA,
         "learning_rate": LEARNING_RATE,
         "pairs_per_step": args.pairs_per_step,
         "epochs": args.epochs,
         "threads": args.threads,
         "pack_length": args.pack_length,
-        **peer,
     }
-    spec_path = folder / "spec.json"
-    spec_path.write_text(json.dumps(spec))
-    here = Path(__file__).resolve()
-    commands = {
-        "tunesmith": [sys.executable, str(here), "--worker", str(spec_path)],
-        "trl": [args.peer_python, str(here.with_name("trl_dpo_peer.py")), str(spec_path)],
-    }
-    if args.only:
-        commands = {args.only: commands[args.only]}
-    rounds: list[dict[str, Any]] = []
-    for number in range(args.rounds):
-        order = list(commands) if number % 2 == 0 else list(commands)[::-1]
-        rounds.append({name: run_side(commands[name], folder / f"{name}.json", args.threads) for name in order})
-        print(f"round {number + 1}: {ratios_in_words(rounds[-1])}", flush=True)
-    public = {key: spec[key] for key in ("beta", "learning_rate", "pairs_per_step", "epochs", "threads", "pack_length")}
-    return {"model": args.model, "pairs": facts, "trl": peer, "setup": public, "rounds": rounds}
+    places = {"pairs": str(pairs), "adapter": str(folder / "adapter"), "scratch": str(folder / "scratch")}
+    spec = {**setup, **places, "model": str(model_dir), **peer}
+    peers = {"trl": [args.peer_python, str(rounds.HERE / "trl_dpo_peer.py")]}
+    entries = rounds.measure(args, folder, spec, script=__file__, peers=peers, tell=ratios_in_words)
+    return {"model": args.model, "pairs": facts, "trl": peer, "setup": setup, "rounds": entries}
 
 
 def write_pairs(model_dir: Path, args: argparse.Namespace, out: Path) -> dict[str, float]:
@@ -137,7 +103,7 @@ def write_pairs(model_dir: Path, args: argparse.Namespace, out: Path) -> dict[st
     found.sort(key=tokens_of)
     steps = [found[start : start + size] for start in range(0, len(found), size)]
     random.Random(17).shuffle(steps)
-    out.write_text("".join(json.dumps(pair) + "\n" for step in steps for pair in step))
+    rounds.write_lines(out, [pair for step in steps for pair in step])
     tokens = sum(map(tokens_of, found))
     once = tokens - sum(len(pair["prompt_ids"]) for pair in found)
     return {
@@ -149,18 +115,16 @@ def write_pairs(model_dir: Path, args: argparse.Namespace, out: Path) -> dict[st
     }
 
 
-def read_pairs(data: Path | None, turns: int) -> Any:
+def read_pairs(data: list[Path] | None, turns: int) -> Any:
     """(prompt messages, chosen, rejected) of each pair."""
-    from tunesmith.data.readers import read_examples
-    from tunesmith.types import Conversation, Message, Preference
+    from tunesmith.types import Message, Preference
 
-    path = data or Path(__file__).resolve().parent.parent / "examples" / "support-desk" / "seeds.jsonl"
-    rows = list(read_examples(path))
+    rows = read_data(data)
     for row in rows:
         if isinstance(row, Preference):
             answers = (Message(role="assistant", content=text) for text in (row.chosen, row.rejected))
             yield (row.prompt, *answers)
-    chats = [row for row in rows if isinstance(row, Conversation) and row.reply is not None]
+    chats = answered(rows)
     for start in range(0, len(chats) - turns - 1, turns + 1):
         before = [
             message for row in chats[start : start + turns] for message in row.messages if message.role != "system"
@@ -176,54 +140,17 @@ def tokens_of(pair: dict[str, list[int]]) -> int:
     return 2 * len(pair["prompt_ids"]) + len(pair["chosen_ids"]) + len(pair["rejected_ids"])
 
 
-def write_adapter(model_dir: Path, folder: Path) -> None:
-    """A fresh adapter in PEFT's format: both sides start from the same numbers."""
-    import torch
-
-    from tunesmith.model.adapters import AdapterConfig, add_adapter, choose_targets, save_adapter, target_names
-    from tunesmith.model.load import load_model
-
-    model = load_model(model_dir, device="cpu", dtype=torch.float32)
-    targets = choose_targets(model, ("all-linear",))
-    config = AdapterConfig(RANK, ALPHA, 0.0, targets, target_names(model, targets), "")
-    add_adapter(model, config, rng_seed=17)
-    save_adapter(folder, config, {name: p for name, p in model.named_parameters() if p.requires_grad})
-
-
-def run_ours(spec_path: Path, result_path: Path) -> None:
+def run_ours(spec: dict[str, Any]) -> dict[str, Any]:
     """The same training through tunesmith's reference store and loop."""
-    spec = json.loads(spec_path.read_text())
-    import torch
-
-    torch.set_num_threads(spec["threads"])
-    from tunesmith.events import CallbackSink, Metric
-    from tunesmith.model.adapters import adapter_layers, load_adapter
-    from tunesmith.model.load import load_model
     from tunesmith.recipe.align import Align
-    from tunesmith.training.loop import Places, train_on
     from tunesmith.training.losses import LOSSES
     from tunesmith.training.pairs import with_reference
-    from tunesmith.training.precision import choose_precision
     from tunesmith.training.reference import reference_log_probs
-    from tunesmith.training.step import Pace
 
-    config = json.loads((Path(spec["model"]) / "config.json").read_text())
-    precision = choose_precision("auto", torch.device("cpu"), config["hidden_size"], config["intermediate_size"])
-    model = load_model(Path(spec["model"]), device="cpu", dtype=precision.dtype)
-    load_adapter(model, Path(spec["adapter"]))
-    for layer in adapter_layers(model).values():
-        for parameter in layer.parameters(recurse=False):
-            parameter.requires_grad_(True)
+    model, precision = load_adapted(spec)
     section = Align(loss="dpo", beta=spec["beta"], num_epochs=spec["epochs"], lr_schedule="constant", warmup_ratio=0)
-    samples = read_samples(Path(spec["pairs"]))
-    steps: list[dict[str, float]] = []
-    ends: list[float] = []
-
-    def watch(event: Any) -> None:
-        if isinstance(event, Metric):
-            steps.append({"step": event.step, "loss": event.values["loss"]})
-            ends.append(time.perf_counter())
-
+    samples = read_samples(spec["pairs"])
+    watch = Watch()
     with tempfile.TemporaryDirectory() as folder:
         started = time.perf_counter()
         samples = with_reference(
@@ -232,29 +159,20 @@ def run_ours(spec_path: Path, result_path: Path) -> None:
         reference_seconds = time.perf_counter() - started
         source = given_order(samples, section, spec)
         begin = time.perf_counter()
-        trained = train_on(
-            model,
-            source,
-            section,
-            learning_rate=spec["learning_rate"],
-            pace=Pace(1, 1_000_000, 1, 1, False, True, True, True, False),
-            places=Places(Path(folder) / "checkpoints", Path(folder) / "metrics.jsonl", CallbackSink(watch)),
-            loss=LOSSES.load("dpo", where="")(section),
-        )
-    per_epoch = len(steps) // spec["epochs"]
-    marks = [begin, *ends[per_epoch - 1 :: per_epoch]]
-    result = {
+        trained = train_on(model, source, section, spec, watch, Path(folder), LOSSES.load("dpo", where="")(section))
+    per_epoch = len(watch.steps) // spec["epochs"]
+    marks = [begin, *watch.ends[per_epoch - 1 :: per_epoch]]
+    return {
         "reference_seconds": reference_seconds,
         "epoch_seconds": [end - start for start, end in pairwise(marks)],
         "tokens": int(samples.lengths.sum()),
-        "steps": steps,
+        "steps": watch.steps,
         "peak_memory_bytes": trained.peak_memory_bytes,
-        "precision": precision.reason,
+        "precision": precision,
     }
-    result_path.write_text(json.dumps(result))
 
 
-def read_samples(path: Path) -> Any:
+def read_samples(path: str) -> Any:
     """The pairs as the stage `align` has them."""
     import numpy as np
 
@@ -265,7 +183,7 @@ def read_samples(path: Path) -> Any:
         mask = np.arange(len(prompt) + len(ids)) >= len(prompt)
         return RenderedArrays(np.array(prompt + ids, np.int32), np.zeros(len(mask), np.int16), mask, "")
 
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    rows = rounds.read_lines(path)
     pairs = [
         (answer(row["prompt_ids"], row["chosen_ids"]), answer(row["prompt_ids"], row["rejected_ids"])) for row in rows
     ]
@@ -301,7 +219,7 @@ def ratios_of(measured: dict[str, Any]) -> list[float]:
     """Ours over TRL's speed, by epoch; nothing where one side ran alone."""
     if len(measured) < 2:
         return []
-    ours, theirs = measured["tunesmith"], measured["trl"]
+    ours, theirs = measured[rounds.OURS], measured["trl"]
     return [seconds_of(theirs, epoch) / seconds_of(ours, epoch) for epoch in range(len(ours["epoch_seconds"]))]
 
 
@@ -316,7 +234,7 @@ def ratios_in_words(measured: dict[str, Any]) -> str:
 
 def print_report(report: dict[str, Any]) -> None:
     """The table for people."""
-    rounds, pairs, setup = report["rounds"], report["pairs"], report["setup"]
+    entries, pairs, setup = report["rounds"], report["pairs"], report["setup"]
     print(
         f"\n{report['model']}, LoRA rank {RANK}, DPO beta {setup['beta']}, {setup['threads']} threads; {pairs['pairs']} pairs, ",
         end="",
@@ -329,30 +247,23 @@ def print_report(report: dict[str, Any]) -> None:
     print(
         f"{'':12}{'tokens/s, epoch by epoch':>28}{'reference s':>13}{'peak GB':>10}{'first loss':>12}{'last loss':>12}"
     )
-    for name in rounds[0]:
-        runs = [entry[name] for entry in rounds]
+    for name in entries[0]:
+        runs = [entry[name] for entry in entries]
         speeds = [
             statistics.median(run["tokens"] / seconds_of(run, epoch) for run in runs)
             for epoch in range(setup["epochs"])
         ]
-        reference = statistics.median(run["reference_seconds"] for run in runs)
-        memory = statistics.median(run["peak_memory_bytes"] for run in runs) / 1e9
-        curve = runs[0]["steps"]
+        reference, curve = rounds.median_of(runs, "reference_seconds"), runs[0]["steps"]
         shown = ", ".join(f"{speed:.0f}" for speed in speeds)
-        print(f"{name:12}{shown:>28}{reference:13.1f}{memory:10.2f}{curve[0]['loss']:12.4f}{curve[-1]['loss']:12.4f}")
-    if len(rounds[0]) < 2:
+        print(f"{name:12}{shown:>28}{reference:13.1f}{rounds.peak_gigabytes(runs):10.2f}", end="")
+        print(f"{curve[0]['loss']:12.4f}{curve[-1]['loss']:12.4f}")
+    if len(entries[0]) < 2:
         return
     print()
-    for epoch, ratios in enumerate(zip(*(ratios_of(entry) for entry in rounds), strict=True)):
+    for epoch, ratios in enumerate(zip(*(ratios_of(entry) for entry in entries), strict=True)):
         what = "with the reference" if epoch == 0 else "reference known"
-        print(
-            f"epoch {epoch + 1} ({what}): median {statistics.median(ratios):.2f}x (from {min(ratios):.2f} to {max(ratios):.2f})"
-        )
-    print("\nloss by step (tunesmith | trl)")
-    ours, theirs = (rounds[0][name]["steps"] for name in ("tunesmith", "trl"))
-    for index in range(max(len(ours), len(theirs))):
-        cells = [f"{curve[index]['loss']:.4f}" if index < len(curve) else "" for curve in (ours, theirs)]
-        print(f"{index + 1:5} {cells[0]:>8} | {cells[1]:>8}")
+        print(f"epoch {epoch + 1} ({what}): {rounds.spread(ratios)}")
+    rounds.print_losses(entries[0])
 
 
 if __name__ == "__main__":

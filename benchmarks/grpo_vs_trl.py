@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
 import sys
 import tempfile
@@ -23,8 +22,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from dpo_vs_trl import write_adapter
-from sft_vs_trl import find_model, run_side
+import rounds
+from training_ours import Watch, answered, find_model, load_adapted, read_data, train_on, write_adapter
 
 LEARNING_RATE = 2e-5
 PARTS = ("sampling", "training", "step")
@@ -49,31 +48,14 @@ TRL_TRIED: dict[str, dict[str, Any]] = {
 
 def main() -> None:
     """Parse, prepare the prompts once, run both sides `--rounds` times, print and keep the figures."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--peer-python", required=True, help="Python of an environment that has TRL")
-    parser.add_argument("--model", default="smollm2-135m", help="built-in name or model folder")
-    parser.add_argument("--data", type=Path, help="rows of any format `ingest` reads; none = the support-desk seeds")
+    parser = rounds.new_parser(__doc__, rounds=2)
+    rounds.add_trl(parser, TRL_TRIED, alone=True)
     parser.add_argument("--prompt-tokens", type=int, default=1000, help="earlier exchanges fill a prompt up to this")
     parser.add_argument("--prompts", type=int, default=1, help="of one step")
     parser.add_argument("--group-size", type=int, default=8)
     parser.add_argument("--max-tokens", type=int, default=48, help="of an answer")
     parser.add_argument("--steps", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--trl", choices=sorted(TRL_TRIED), default="best", help="which of TRL's settings")
-    parser.add_argument("--only", choices=("tunesmith", "trl"), help="one side alone, to compare settings of it")
-    parser.add_argument("--out", type=Path, help="JSON file for every figure")
-    parser.add_argument("--worker", nargs=2, metavar=("SPEC", "RESULT"), help=argparse.SUPPRESS)
-    if "--worker" in sys.argv:
-        place = sys.argv.index("--worker")
-        run_ours(Path(sys.argv[place + 1]), Path(sys.argv[place + 2]))
-        return
-    args = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        report = compare(args, Path(folder))
-    print_report(report)
-    if args.out:
-        args.out.write_text(json.dumps(report, indent=1))
+    rounds.run(parser, compare, print_report, run_ours)
 
 
 def compare(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
@@ -91,41 +73,18 @@ def compare(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "learning_rate": LEARNING_RATE,
         "threads": args.threads,
     }
-    spec = {
-        **setup,
-        "model": str(model_dir),
-        "prompt_file": str(prompts),
-        "adapter": str(folder / "adapter"),
-        "scratch": str(folder / "scratch"),
-        **peer,
-    }
-    spec_path = folder / "spec.json"
-    spec_path.write_text(json.dumps(spec))
-    here = Path(__file__).resolve()
-    commands = {
-        "tunesmith": [sys.executable, str(here), "--worker", str(spec_path)],
-        "trl": [args.peer_python, str(here.with_name("trl_grpo_peer.py")), str(spec_path)],
-    }
-    if args.only:
-        commands = {args.only: commands[args.only]}
-    rounds: list[dict[str, Any]] = []
-    for number in range(args.rounds):
-        order = list(commands) if number % 2 == 0 else list(commands)[::-1]
-        rounds.append({name: run_side(commands[name], folder / f"{name}.json", args.threads) for name in order})
-        check_same_work(rounds[-1])
-        print(f"round {number + 1}: {in_words(rounds[-1])}", flush=True)
-    return {"model": args.model, "prompts": facts, "trl": peer, "setup": setup, "rounds": rounds}
+    places = {"prompt_file": str(prompts), "adapter": str(folder / "adapter"), "scratch": str(folder / "scratch")}
+    spec = {**setup, **places, "model": str(model_dir), **peer}
+    peers = {"trl": [args.peer_python, str(rounds.HERE / "trl_grpo_peer.py")]}
+    entries = rounds.measure(args, folder, spec, script=__file__, peers=peers, tell=in_words)
+    return {"model": args.model, "prompts": facts, "trl": peer, "setup": setup, "rounds": entries}
 
 
 def write_prompts(model_dir: Path, args: argparse.Namespace, out: Path) -> dict[str, float]:
     """Conversations that end in a question, {messages, ids} a line: as many exchanges of the file as fit before it."""
     from tunesmith.chat.renderer import Renderer
-    from tunesmith.data.readers import read_examples
-    from tunesmith.types import Conversation
 
-    path = args.data or Path(__file__).resolve().parent.parent / "examples" / "support-desk" / "seeds.jsonl"
-    renderer = Renderer.for_model(model_dir)
-    rows = [row for row in read_examples(path) if isinstance(row, Conversation) and row.reply is not None]
+    renderer, rows = Renderer.for_model(model_dir), answered(read_data(args.data))
     chats: list[tuple[list[Any], tuple[int, ...]]] = []
     start = 0
     while len(chats) < args.prompts * args.steps:
@@ -146,43 +105,27 @@ def write_prompts(model_dir: Path, args: argparse.Namespace, out: Path) -> dict[
         {"messages": [{"role": each.role, "content": each.content} for each in messages], "ids": ids}
         for messages, ids in chats
     ]
-    out.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    rounds.write_lines(out, lines)
     return {"prompts": len(chats), "mean_tokens": statistics.mean(len(ids) for _, ids in chats)}
 
 
-def run_ours(spec_path: Path, result_path: Path) -> None:
+def run_ours(spec: dict[str, Any]) -> dict[str, Any]:
     """The steps through the rollouts of the stage `align` and the loop."""
-    spec = json.loads(spec_path.read_text())
-    import torch
-
-    torch.set_num_threads(spec["threads"])
     from tunesmith.chat.renderer import Renderer
-    from tunesmith.events import CallbackSink, Metric, NullSink
+    from tunesmith.events import NullSink
     from tunesmith.judging.rewards.combining import Rewarded
-    from tunesmith.model.adapters import adapter_layers, load_adapter
-    from tunesmith.model.load import load_model
     from tunesmith.protocols import Prompt
     from tunesmith.recipe.align import Align
     from tunesmith.stages.rollouts import Rollouts
-    from tunesmith.training.loop import Places, train_on
     from tunesmith.training.on_policy import OnPolicy
     from tunesmith.training.policy_losses import PolicyLoss
-    from tunesmith.training.precision import choose_precision
-    from tunesmith.training.step import Pace
     from tunesmith.types import Conversation, Message
 
-    lines = [json.loads(line) for line in Path(spec["prompt_file"]).read_text().splitlines()]
     rows = [
         Conversation(messages=[*(Message(**each) for each in line["messages"]), Message(role="assistant", content="?")])
-        for line in lines
+        for line in rounds.read_lines(spec["prompt_file"])
     ]
-    config = json.loads((Path(spec["model"]) / "config.json").read_text())
-    precision = choose_precision("auto", torch.device("cpu"), config["hidden_size"], config["intermediate_size"])
-    model = load_model(Path(spec["model"]), device="cpu", dtype=precision.dtype)
-    load_adapter(model, Path(spec["adapter"]))
-    for layer in adapter_layers(model).values():
-        for parameter in layer.parameters(recurse=False):
-            parameter.requires_grad_(True)
+    model, precision = load_adapted(spec)
     section = Align.model_validate(
         {
             "loss": "grpo",
@@ -211,14 +154,7 @@ def run_ours(spec_path: Path, result_path: Path) -> None:
         rewards.append([share_of_vowels(attempt.completion) for attempt in attempts])
         return [Rewarded(value, {}) for value in rewards[-1]]
 
-    steps: list[dict[str, float]] = []
-    ends: list[float] = []
-
-    def watch(event: Any) -> None:
-        if isinstance(event, Metric) and "loss" in event.values:
-            steps.append({"step": event.step, "loss": event.values["loss"]})
-            ends.append(time.perf_counter())
-
+    watch = Watch()
     with tempfile.TemporaryDirectory() as folder:
         rollouts = Rollouts(
             model, Endless(), rows, reward, section,  # pyright: ignore[reportArgumentType]
@@ -234,25 +170,16 @@ def run_ours(spec_path: Path, result_path: Path) -> None:
             rng_seed=17,
         )
         begin = time.perf_counter()
-        trained = train_on(
-            model,
-            source,
-            section,
-            learning_rate=spec["learning_rate"],
-            pace=Pace(1, 1_000_000, 1, 1, False, True, True, True, False),
-            places=Places(Path(folder) / "checkpoints", Path(folder) / "metrics.jsonl", CallbackSink(watch)),
-            loss=PolicyLoss(section),
-        )
-    result = {
-        "seconds": split_steps(begin, ends, sampled["seconds"]),
+        trained = train_on(model, source, section, spec, watch, Path(folder), PolicyLoss(section))
+    return {
+        "seconds": split_steps(begin, watch.ends, sampled["seconds"]),
         "prompt_tokens": sampled["prompt_tokens"],
         "answer_tokens": sampled["answer_tokens"],
         "rewards": [statistics.mean(each) for each in rewards],
-        "steps": steps,
+        "steps": watch.steps,
         "peak_memory_bytes": trained.peak_memory_bytes,
-        "precision": precision.reason,
+        "precision": precision,
     }
-    result_path.write_text(json.dumps(result))
 
 
 def time_sampling(rollouts: Any) -> dict[str, Any]:
@@ -310,11 +237,12 @@ def ratios_of(measured: dict[str, Any]) -> dict[str, float]:
     """Ours over TRL's speed, by part; nothing where one side ran alone."""
     if len(measured) < 2:
         return {}
-    ours, theirs = measured["tunesmith"], measured["trl"]
+    ours, theirs = measured[rounds.OURS], measured["trl"]
     return {part: seconds_of(theirs, part) / seconds_of(ours, part) for part in PARTS}
 
 
 def in_words(measured: dict[str, Any]) -> str:
+    check_same_work(measured)
     ratios = [f"{part} {ratio:.2f}x" for part, ratio in ratios_of(measured).items()]
     alone = [
         f"{name}: " + " ".join(f"{part} {seconds_of(run, part):.2f} s" for part in PARTS)
@@ -325,30 +253,29 @@ def in_words(measured: dict[str, Any]) -> str:
 
 def print_report(report: dict[str, Any]) -> None:
     """The table for people."""
-    rounds, setup = report["rounds"], report["setup"]
+    entries, setup = report["rounds"], report["setup"]
     print(f"\n{report['model']}, LoRA, GRPO, {setup['threads']} threads; {setup['prompts']} prompts of ", end="")
     print(
         f"{report['prompts']['mean_tokens']:.0f} tokens, {setup['group_size']} answers of {setup['max_tokens']} tokens each"
     )
     print(f"TRL: {report['trl']}\n")
     print(f"{'seconds':12}" + "".join(f"{part:>10}" for part in PARTS) + f"{'peak GB':>10}{'mean reward':>13}")
-    for name in rounds[0]:
-        runs = [entry[name] for entry in rounds]
+    for name in entries[0]:
+        runs = [entry[name] for entry in entries]
         cells = [statistics.median(seconds_of(run, part) for run in runs) for part in PARTS]
-        memory = statistics.median(run["peak_memory_bytes"] for run in runs) / 1e9
         rewards = statistics.mean(value for run in runs for value in run["rewards"])
-        print(f"{name:12}" + "".join(f"{cell:10.2f}" for cell in cells) + f"{memory:10.2f}{rewards:13.3f}")
-    if len(rounds[0]) < 2:
+        print(
+            f"{name:12}"
+            + "".join(f"{cell:10.2f}" for cell in [*cells, rounds.peak_gigabytes(runs)])
+            + f"{rewards:13.3f}"
+        )
+    if len(entries[0]) < 2:
         return
     print()
     for part in PARTS:
-        ratios = [ratios_of(entry)[part] for entry in rounds]
-        print(f"{part}: median {statistics.median(ratios):.2f}x (from {min(ratios):.2f} to {max(ratios):.2f})")
-    print("\nloss by step (tunesmith | trl): advantages of a group sum to 0, so a first step is near 0 on both sides")
-    for index, (ours, theirs) in enumerate(
-        zip(*(rounds[0][name]["steps"] for name in ("tunesmith", "trl")), strict=True)
-    ):
-        print(f"{index + 1:5} {ours['loss']:9.5f} | {theirs['loss']:9.5f}")
+        print(f"{part}: {rounds.spread([ratios_of(entry)[part] for entry in entries])}")
+    note = ": advantages of a group sum to 0, so a first step is near 0 on both sides"
+    rounds.print_losses(entries[0], note, digits=5)
 
 
 if __name__ == "__main__":

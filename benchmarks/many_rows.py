@@ -17,9 +17,8 @@ import time
 from collections import Counter
 from pathlib import Path
 
-import psutil
-
 from planted_rows import write_rows
+from rounds import tree_bytes
 
 RECIPE = """name: many
 base_model: smollm2-135m
@@ -55,10 +54,10 @@ def measure(stage: str, folder: Path, overrides: list[str]) -> None:
     code = "import sys; sys.argv[0] = 'tunesmith'; from tunesmith.cli.main import main; main()"
     command = [sys.executable, "-c", code, "run", str(folder), "--until", stage, "--root", str(folder / "runs"), *words]
     started = time.monotonic()
-    process = psutil.Popen(command, stdout=(folder / f"{stage}.log").open("w"), stderr=subprocess.STDOUT)
+    process = subprocess.Popen(command, stdout=(folder / f"{stage}.log").open("w"), stderr=subprocess.STDOUT)
     memory = disk = 0
     while process.poll() is None:
-        memory = max(memory, tree_bytes(process))
+        memory = max(memory, tree_bytes(process.pid))
         disk = max(disk, sum(entry.stat().st_size for entry in walk(folder / "runs")))
         time.sleep(0.5)
     seconds = time.monotonic() - started
@@ -75,17 +74,6 @@ def measure(stage: str, folder: Path, overrides: list[str]) -> None:
 
 def walk(folder: Path) -> list[Path]:
     return [entry for entry in folder.rglob("*") if entry.is_file() and not entry.is_symlink()]
-
-
-def tree_bytes(process: psutil.Process) -> int:
-    """Pss of a process and all below it."""
-    total = 0
-    for each in (process, *process.children(recursive=True)):
-        try:
-            total += each.memory_full_info().pss
-        except psutil.Error:  # it ended meanwhile
-            continue
-    return total
 
 
 def compare(folder: Path) -> None:

@@ -22,17 +22,13 @@ import json
 import os
 import random
 import statistics
-import subprocess
-import sys
-import tempfile
-import threading
 import time
 from collections import Counter
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from sft_vs_trl import find_model
+import rounds
+from training_ours import answered, find_model, read_data
 
 SYSTEM = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"  # what its template writes by itself
 PEERS = ("trl", "llamafactory")
@@ -43,31 +39,15 @@ TRL_TRIED: dict[str, dict[str, Any]] = {"best": TRL_BEST, "one process": {"datas
 
 def main() -> None:
     """Parse, make the chats once, run all sides `--rounds` times, print and keep the figures."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = rounds.new_parser(__doc__, rounds=2)
     for peer in PEERS:
         parser.add_argument(f"--{peer}-python", help=f"Python of an environment that has {peer}; none = left out")
-    parser.add_argument("--model", default="smollm2-135m", help="built-in name or model folder, for its tokenizer")
-    parser.add_argument(
-        "--data", type=Path, nargs="+", help="rows of any format `ingest` reads; none = the support-desk seeds"
-    )
     parser.add_argument("--rows", type=int, default=1000)
     parser.add_argument("--exchanges", type=int, nargs=2, default=(10, 30), metavar=("LEAST", "MOST"))
     parser.add_argument("--pack-length", type=int, default=8192, help="chats are cut short of it, between exchanges")
     parser.add_argument("--workers", type=int, help="of ours; none = what the recipe's auto takes")
     parser.add_argument("--trl", choices=sorted(TRL_TRIED), default="best", help="which of TRL's settings")
-    parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--out", type=Path, help="JSON file for every figure")
-    parser.add_argument("--worker", nargs=2, metavar=("SPEC", "RESULT"), help=argparse.SUPPRESS)
-    if "--worker" in sys.argv:
-        place = sys.argv.index("--worker")
-        run_ours(Path(sys.argv[place + 1]), Path(sys.argv[place + 2]))
-        return
-    args = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        report = compare(args, Path(folder))
-    print_report(report)
-    if args.out:
-        args.out.write_text(json.dumps(report, indent=1))
+    rounds.run(parser, compare, print_report, run_ours)
 
 
 def compare(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
@@ -85,45 +65,36 @@ def compare(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "system": SYSTEM,
         "settings": TRL_TRIED[args.trl],
     }
-    spec_path = folder / "spec.json"
-    spec_path.write_text(json.dumps(spec))
-    here = Path(__file__).resolve()
-    commands = {"tunesmith": [sys.executable, str(here), "--worker", str(spec_path)]}
-    for peer in PEERS:
-        if python := getattr(args, f"{peer}_python"):
-            commands[peer] = [python, str(here.with_name("preprocessing_peers.py")), peer, str(spec_path)]
-    rounds: list[dict[str, Any]] = []
+    pythons = {peer: getattr(args, f"{peer}_python") for peer in PEERS}
+    peers = {
+        peer: [python, str(rounds.HERE / "preprocessing_peers.py"), peer] for peer, python in pythons.items() if python
+    }
     digests: dict[str, Any] = {}
-    for number in range(args.rounds):
-        order = list(commands) if number % 2 == 0 else list(commands)[::-1]
-        measured = {name: run_side(commands[name], folder / f"{name}.json") for name in order}
-        digests = {name: run.pop("digests") for name, run in measured.items()}
-        rounds.append(measured)
-        seconds = [f"{name} {run['seconds']:.2f} s" for name, run in measured.items()]
-        print(f"round {number + 1}: {', '.join(seconds)}", flush=True)
-    same = {name: agreement(digests["tunesmith"], found) for name, found in digests.items() if name != "tunesmith"}
+
+    def tell(measured: dict[str, Any]) -> str:
+        digests.update({name: run.pop("digests") for name, run in measured.items()})
+        return ", ".join(f"{name} {run['seconds']:.2f} s" for name, run in measured.items())
+
+    entries = rounds.measure(args, folder, spec, script=__file__, peers=peers, tell=tell, watch_tree=True)
     return {
         "chats": facts,
         "pack_length": args.pack_length,
         "trl": TRL_TRIED[args.trl],
-        "agreement": same,
-        "rounds": rounds,
+        "agreement": {name: agreement(digests[rounds.OURS], digests[name]) for name in peers},
+        "rounds": entries,
     }
 
 
 def write_chats(model_dir: Path, args: argparse.Namespace, folder: Path) -> dict[str, float]:
     """The chats as the stage reads them (train.jsonl) and as peers do (chats.jsonl), and the template with generation tags."""
     from tunesmith.chat.renderer import Renderer
-    from tunesmith.data.readers import read_examples
     from tunesmith.text.jsonl import write_records
     from tunesmith.types import Conversation, Message, Task
 
-    paths = args.data or [Path(__file__).resolve().parent.parent / "examples" / "support-desk" / "seeds.jsonl"]
     rows = [
-        row for path in paths for row in read_examples(path) if isinstance(row, Conversation) and row.reply is not None
-    ]
-    rows = [
-        row for row in rows if [each.role for each in row.messages if each.role != "system"] == ["user", "assistant"]
+        row
+        for row in answered(read_data(args.data))
+        if [each.role for each in row.messages if each.role != "system"] == ["user", "assistant"]
     ]
     renderer, source = Renderer.for_model(model_dir), random.Random(5)
     chats: list[Conversation] = []
@@ -137,10 +108,8 @@ def write_chats(model_dir: Path, args: argparse.Namespace, folder: Path) -> dict
     write_records(folder / "train.jsonl", chats)
     write_records(folder / "test.jsonl", chats[:1])
     (folder / "task.json").write_text(Task().model_dump_json())
-    with (folder / "chats.jsonl").open("w") as stream:
-        for chat in chats:
-            plain = [{"role": each.role, "content": each.content} for each in chat.messages]
-            stream.write(json.dumps({"messages": plain}) + "\n")
+    plain = [[{"role": each.role, "content": each.content} for each in chat.messages] for chat in chats]
+    rounds.write_lines(folder / "chats.jsonl", [{"messages": messages} for messages in plain])
     (folder / "template.jinja").write_text(with_generation_tags(renderer.template))
     counts = [len(chat.messages) - 1 for chat in chats]
     return {"rows": len(chats), "turns": statistics.mean(counts), "most_turns": max(counts)}
@@ -159,57 +128,8 @@ def with_generation_tags(template: str) -> str:
     return begin + written + rest
 
 
-def run_side(command: list[str], result: Path) -> dict[str, Any]:
-    """One process; what it and its children held in memory is watched from outside."""
-    errors = result.with_suffix(".err")
-    with errors.open("w") as stream:
-        process = subprocess.Popen([*command, str(result)], stdout=subprocess.DEVNULL, stderr=stream)
-        peak = Peak(process.pid)
-        peak.start()
-        process.wait()
-        peak.join()
-    if process.returncode:
-        sys.exit(f"{' '.join(command)} failed:\n{errors.read_text()[-3000:]}")
-    return {**json.loads(result.read_text()), "peak_memory_bytes": peak.size_bytes}
-
-
-class Peak(threading.Thread):
-    """The largest sum of a process tree's proportional set sizes, looked at four times a second (Linux)."""
-
-    def __init__(self, pid: int) -> None:
-        super().__init__(daemon=True)
-        self._pid, self.size_bytes = pid, 0
-
-    def run(self) -> None:
-        while (size := sum(map(proportional_size, family(self._pid)))) > 0:
-            self.size_bytes = max(self.size_bytes, size)
-            time.sleep(0.25)
-
-
-def family(pid: int) -> Iterable[int]:
-    """A process and all below it."""
-    yield pid
-    for path in Path(f"/proc/{pid}/task").glob("*/children"):
-        try:
-            children = path.read_text().split()
-        except OSError:  # gone meanwhile
-            continue
-        for child in children:
-            yield from family(int(child))
-
-
-def proportional_size(pid: int) -> int:
-    """Bytes, shared pages divided by those who share them; 0 of a process that has ended."""
-    try:
-        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-    except OSError:
-        return 0
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:")), 0)
-
-
-def run_ours(spec_path: Path, result_path: Path) -> None:
+def run_ours(spec: dict[str, Any]) -> dict[str, Any]:
     """The stage, from the rows' file to samples and the number of packs."""
-    spec = json.loads(spec_path.read_text())
     from safetensors.numpy import load_file
 
     from tunesmith.chat.tokenizer import load_tokenizer
@@ -249,13 +169,12 @@ def run_ours(spec_path: Path, result_path: Path) -> None:
         )
         for end, length in zip(ends, arrays["lengths"].tolist(), strict=True)
     ]
-    result = {
+    return {
         "seconds": seconds,
         "tokens": outcome.counts["tokens"],
         "packs": outcome.counts["packs"],
         "digests": [digests_of(*sample) for sample in samples],
     }
-    result_path.write_text(json.dumps(result))
 
 
 def digests_of(ids: list[int], labels: list[int]) -> tuple[str, str]:
@@ -275,20 +194,17 @@ def agreement(ours: list[list[str]], theirs: list[list[str]]) -> dict[str, int]:
 
 def print_report(report: dict[str, Any]) -> None:
     """The table for people."""
-    rounds, chats = report["rounds"], report["chats"]
+    entries, chats = report["rounds"], report["chats"]
     print(
         f"\n{chats['rows']} chats of {chats['turns']:.0f} turns on average, {chats['most_turns']} at most; packs of {report['pack_length']}\n"
     )
     print(f"{'':14}{'seconds':>9}{'rows/s':>9}{'tokens/s':>11}{'packs':>8}{'peak GB':>10}   ours over it")
-    for name in rounds[0]:
-        runs = [entry[name] for entry in rounds]
-        seconds = statistics.median(run["seconds"] for run in runs)
-        memory = statistics.median(run["peak_memory_bytes"] for run in runs) / 1e9
-        ratios = [entry[name]["seconds"] / entry["tunesmith"]["seconds"] for entry in rounds]
+    for name in entries[0]:
+        runs = [entry[name] for entry in entries]
+        seconds = rounds.median_of(runs, "seconds")
+        ratios = [entry[name]["seconds"] / entry[rounds.OURS]["seconds"] for entry in entries]
         print(f"{name:14}{seconds:9.2f}{chats['rows'] / seconds:9.1f}{runs[0]['tokens'] / seconds:11,.0f}", end="")
-        print(
-            f"{runs[0]['packs']:8}{memory:10.2f}   median {statistics.median(ratios):.2f}x ({min(ratios):.2f} to {max(ratios):.2f})"
-        )
+        print(f"{runs[0]['packs']:8}{rounds.peak_gigabytes(runs):10.2f}   {rounds.spread(ratios)}")
     for name, found in report["agreement"].items():
         print(f"\n{name}: of {found['ours']} samples {found['same ids']} have the same ids, ", end="")
         print(f"{found['same ids and targets']} the same ids and targets")

@@ -5,7 +5,6 @@ PEER_PYTHON preprocessing_peers.py trl|llamafactory SPEC.json RESULT.json
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import sys
@@ -13,6 +12,9 @@ import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+from preprocessing import digests_of
+from rounds import work
 
 
 def trl(spec: dict[str, Any]) -> dict[str, Any]:
@@ -138,17 +140,16 @@ def without_line_breaks(labels: list[int], line_break: list[int]) -> list[int]:
 
 def report(samples: list[Any], seconds: float, packs: int) -> dict[str, Any]:
     """What the driver reads."""
-    digests = []
-    for ids, labels in samples:
-        first = hashlib.sha256(json.dumps(ids).encode()).hexdigest()[:16]
-        digests.append((first, first + hashlib.sha256(json.dumps(labels).encode()).hexdigest()[:16]))
+    digests = [digests_of(ids, labels) for ids, labels in samples]
     return {"seconds": seconds, "tokens": sum(len(ids) for ids, _ in samples), "packs": packs, "digests": digests}
 
 
+def main(spec: dict[str, Any]) -> dict[str, Any]:
+    """The peer that is named, with a cache that holds nothing of an earlier round."""
+    cache = f"{spec['scratch']}/datasets-{os.getpid()}"
+    os.environ.update(HF_DATASETS_CACHE=cache, HF_HUB_OFFLINE="1", DISABLE_VERSION_CHECK="1")
+    return {"trl": trl, "llamafactory": llamafactory}[sys.argv[1]](spec)
+
+
 if __name__ == "__main__":
-    peer, spec_path, result_path = sys.argv[1:]
-    given = json.loads(Path(spec_path).read_text())
-    os.environ.update(
-        HF_DATASETS_CACHE=f"{given['scratch']}/datasets-{os.getpid()}", HF_HUB_OFFLINE="1", DISABLE_VERSION_CHECK="1"
-    )
-    Path(result_path).write_text(json.dumps({"trl": trl, "llamafactory": llamafactory}[peer](given)))
+    work(main)

@@ -14,17 +14,14 @@ what a bf16 product of the model's MLP reaches alone on as many threads, measure
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
-RANK, ALPHA = 16, 32
+import rounds
+from training_ours import ALPHA, RANK, Watch, add_lora, find_model, load_base, read_samples, train_on, write_rows
+
 LEARNING_RATES = {"lora": 2e-4, "full": 1e-5}
 
 TRL_BEST: dict[str, Any] = {
@@ -58,28 +55,12 @@ TRL_TRIED: dict[str, dict[str, Any]] = {
 
 def main() -> None:
     """Parse, prepare the rows once, run both sides `--rounds` times, print and keep the figures."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--peer-python", required=True, help="Python of an environment that has TRL")
-    parser.add_argument("--model", default="smollm2-135m", help="built-in name or model folder")
-    parser.add_argument("--data", type=Path, help="rows of any format `ingest` reads; none = the support-desk seeds")
+    parser = rounds.new_parser(__doc__, rounds=3)
+    rounds.add_trl(parser, TRL_TRIED, alone=False)
     parser.add_argument("--rows", type=int, default=96)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--method", choices=("lora", "full"), default="lora")
-    parser.add_argument("--trl", choices=sorted(TRL_TRIED), default="best", help="which of TRL's settings")
     parser.add_argument("--pack-length", type=int, help="tokens of our packs; none = 1024")
-    parser.add_argument("--out", type=Path, help="JSON file for every figure")
-    parser.add_argument("--worker", nargs=2, metavar=("SPEC", "RESULT"), help=argparse.SUPPRESS)
-    if "--worker" in sys.argv:
-        place = sys.argv.index("--worker")
-        run_ours(Path(sys.argv[place + 1]), Path(sys.argv[place + 2]))
-        return
-    args = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        report = compare(args, Path(folder))
-    print_report(report)
-    if args.out:
-        args.out.write_text(json.dumps(report, indent=1))
+    rounds.run(parser, compare, print_report, run_ours)
 
 
 def compare(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
@@ -88,142 +69,54 @@ def compare(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     peer = TRL_TRIED[args.trl]
     rows = folder / "rows.jsonl"
     facts = write_rows(model_dir, args.data, args.rows, rows)
-    spec = {
-        "model": str(model_dir),
-        "rows": str(rows),
+    setup = {
         "method": args.method,
         "rank": RANK,
         "alpha": ALPHA,
         "learning_rate": LEARNING_RATES[args.method],
         "threads": args.threads,
         "pack_length": args.pack_length or 1024,
-        **peer,
     }
-    spec_path = folder / "spec.json"
-    spec_path.write_text(json.dumps(spec))
-    here = Path(__file__).resolve()
-    commands = {
-        "tunesmith": [sys.executable, str(here), "--worker", str(spec_path)],
-        "trl": [args.peer_python, str(here.with_name("trl_peer.py")), str(spec_path)],
-    }
-    rounds: list[dict[str, Any]] = []
-    for number in range(args.rounds):
-        order = list(commands) if number % 2 == 0 else list(commands)[::-1]
-        measured = {name: run_side(commands[name], folder / f"{name}.json", args.threads) for name in order}
-        ratio = speed(measured["tunesmith"]) / speed(measured["trl"])
-        rounds.append({**measured, "ratio": ratio})
-        print(f"round {number + 1}: {ratio:.2f}x", flush=True)
-    public = {key: spec[key] for key in ("method", "rank", "alpha", "learning_rate", "threads", "pack_length")}
-    return {"model": args.model, "rows": facts, "trl": peer, "setup": public, "rounds": rounds}
+    spec = {**setup, "model": str(model_dir), "rows": str(rows), "scratch": str(folder / "scratch"), **peer}
+
+    def tell(measured: dict[str, Any]) -> str:
+        measured["ratio"] = speed(measured[rounds.OURS]) / speed(measured["trl"])
+        return f"{measured['ratio']:.2f}x"
+
+    peers = {"trl": [args.peer_python, str(rounds.HERE / "trl_peer.py")]}
+    entries = rounds.measure(args, folder, spec, script=__file__, peers=peers, tell=tell)
+    return {"model": args.model, "rows": facts, "trl": peer, "setup": setup, "rounds": entries}
 
 
-def find_model(name: str) -> Path:
-    """A folder as it is, or a built-in model's."""
-    if Path(name).is_dir():
-        return Path(name)
-    from tunesmith.events import NullSink
-    from tunesmith.model.catalog import fetch_model
-
-    return fetch_model(name, events=NullSink()).path
-
-
-def write_rows(model_dir: Path, data: Path | None, limit: int, out: Path) -> dict[str, int]:
-    """Render rows with the model's own template: {input_ids, labels} a line, -100 where nothing is learnt."""
-    from tunesmith.chat.renderer import Renderer
-    from tunesmith.data.readers import read_examples
-    from tunesmith.types import Conversation
-
-    path = data or Path(__file__).resolve().parent.parent / "examples" / "support-desk" / "seeds.jsonl"
-    renderer = Renderer.for_model(model_dir)
-    conversations = [row for row in read_examples(path) if isinstance(row, Conversation)]
-    counts = {"rows": 0, "tokens": 0, "supervised": 0}
-    with out.open("w") as stream:
-        for conversation in conversations[:limit]:
-            rendered = renderer.render(conversation.messages, "all_turns")
-            pairs = zip(rendered.input_ids, rendered.loss_mask, strict=True)
-            labels = [token if wanted else -100 for token, wanted in pairs]
-            stream.write(json.dumps({"input_ids": list(rendered.input_ids), "labels": labels}) + "\n")
-            counts["rows"] += 1
-            counts["tokens"] += len(labels)
-            counts["supervised"] += sum(rendered.loss_mask)
-    return counts
-
-
-def run_side(command: list[str], result: Path, threads: int) -> dict[str, Any]:
-    """One process; its output is shown only where it fails."""
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
-    done = subprocess.run([*command, str(result)], env=environment, capture_output=True, text=True, check=False)
-    if done.returncode:
-        sys.exit(f"{' '.join(command)} failed:\n{done.stderr[-3000:]}")
-    return json.loads(result.read_text())
-
-
-def run_ours(spec_path: Path, result_path: Path) -> None:
+def run_ours(spec: dict[str, Any]) -> dict[str, Any]:
     """The same training through tunesmith's loop."""
-    spec = json.loads(spec_path.read_text())
-    import numpy as np
-    import torch
-
-    torch.set_num_threads(spec["threads"])
-    from tunesmith.events import CallbackSink, Metric
-    from tunesmith.model.adapters import AdapterConfig, add_adapter, choose_targets, target_names
-    from tunesmith.model.load import load_model
     from tunesmith.recipe import Train
-    from tunesmith.training.batches import Samples
-    from tunesmith.training.loop import train
     from tunesmith.training.losses import CrossEntropy
-    from tunesmith.training.precision import choose_precision
-    from tunesmith.training.step import Pace
+    from tunesmith.training.sources import FixedSamples
 
-    rows = [json.loads(line) for line in Path(spec["rows"]).read_text().splitlines()]
-    samples = Samples(
-        input_ids=np.concatenate([row["input_ids"] for row in rows]).astype(np.int32),
-        loss_mask=np.concatenate([np.array(row["labels"]) != -100 for row in rows]).astype(np.uint8),
-        lengths=np.array([len(row["input_ids"]) for row in rows], dtype=np.int64),
-        ids=tuple(str(index) for index in range(len(rows))),
-    )
-    config = json.loads((Path(spec["model"]) / "config.json").read_text())
-    precision = choose_precision("auto", torch.device("cpu"), config["hidden_size"], config["intermediate_size"])
-    model = load_model(Path(spec["model"]), device="cpu", dtype=precision.dtype)
-    product_rate = measure_product(spec["pack_length"], config["hidden_size"], config["intermediate_size"])
+    samples = read_samples(spec["rows"])
+    model, precision = load_base(spec)
+    product_rate = measure_product(spec["pack_length"], model.config.hidden_size, model.config.intermediate_size)
     if spec["method"] == "lora":
-        targets = choose_targets(model, ("all-linear",))
-        names = target_names(model, targets)
-        add_adapter(model, AdapterConfig(spec["rank"], spec["alpha"], 0.0, targets, names, ""), rng_seed=17)
+        add_lora(model)
     else:
         model.requires_grad_(True)
     section = Train(method=spec["method"], num_epochs=1, lr_schedule="constant", warmup_ratio=0)
-    steps: list[dict[str, float]] = []
-
-    def watch(event: Any) -> None:
-        if isinstance(event, Metric):
-            steps.append({"step": event.step, "loss": event.values["loss"]})
-
+    watch = Watch()
     with tempfile.TemporaryDirectory() as folder:
         started = time.perf_counter()
-        trained = train(
-            model,
-            samples,
-            section,
-            learning_rate=spec["learning_rate"],
-            pack_length=spec["pack_length"],
-            pace=Pace(1, 1_000_000, 1, 1, False, True, True, True, False),
-            checkpoint_dir=Path(folder) / "checkpoints",
-            metrics_path=Path(folder) / "metrics.jsonl",
-            events=CallbackSink(watch),
-            loss=CrossEntropy(),
-        )
+        source = FixedSamples(samples, spec["pack_length"], section)
+        trained = train_on(model, source, section, spec, watch, Path(folder), CrossEntropy())
         seconds = time.perf_counter() - started
-    result = {
+    return {
         "flops": needed_flops(model, samples),
         "product_flops_per_second": product_rate,
         "seconds": seconds,
         "tokens": int(samples.lengths.sum()),
-        "steps": steps,
+        "steps": watch.steps,
         "peak_memory_bytes": trained.peak_memory_bytes,
-        "precision": precision.reason,
+        "precision": precision,
     }
-    result_path.write_text(json.dumps(result))
 
 
 def measure_product(rows: int, inputs: int, outputs: int) -> float:
@@ -259,32 +152,26 @@ def speed(run: dict[str, Any]) -> float:
 
 def print_report(report: dict[str, Any]) -> None:
     """The table for people."""
-    rounds = report["rounds"]
+    entries = report["rounds"]
     rows = report["rows"]
     print(f"\n{report['model']}, {report['setup']['method']}, {report['setup']['threads']} threads; ", end="")
     print(f"{rows['rows']} rows, {rows['tokens']:,} tokens, {rows['supervised']:,} supervised")
     print(f"TRL: {report['trl']}\n")
-    ours = [entry["tunesmith"] for entry in rounds]
-    rate = statistics.median(run["product_flops_per_second"] for run in ours)
+    ours = [entry[rounds.OURS] for entry in entries]
+    rate = rounds.median_of(ours, "product_flops_per_second")
+    per_token = ours[0]["flops"] / ours[0]["tokens"]
     print(f"{'':12}{'tokens/s':>10}{'of rate':>10}{'peak GB':>10}{'steps':>8}{'first loss':>12}{'last loss':>12}")
-    for name in ("tunesmith", "trl"):
-        runs = [entry[name] for entry in rounds]
-        tokens, memory = (
-            statistics.median(values) for values in ([speed(r) for r in runs], [r["peak_memory_bytes"] for r in runs])
+    for name in (rounds.OURS, "trl"):
+        runs = [entry[name] for entry in entries]
+        tokens, curve = rounds.median_of(runs, speed), runs[0]["steps"]
+        print(
+            f"{name:12}{tokens:10.0f}{per_token * tokens / rate:10.0%}{rounds.peak_gigabytes(runs):10.2f}{len(curve):8}",
+            end="",
         )
-        curve = runs[0]["steps"]
-        first, last = curve[0]["loss"], curve[-1]["loss"]
-        share = ours[0]["flops"] / ours[0]["tokens"] * tokens / rate
-        print(f"{name:12}{tokens:10.0f}{share:10.0%}{memory / 1e9:10.2f}{len(curve):8}{first:12.3f}{last:12.3f}")
-    limit = rate / (ours[0]["flops"] / ours[0]["tokens"])
-    print(f"\nproducts alone: {rate / 1e9:.0f} GFLOP/s, so {limit:.0f} tokens/s would be all of it")
-    ratios = [entry["ratio"] for entry in rounds]
-    print(f"\nratio: median {statistics.median(ratios):.2f}x (from {min(ratios):.2f} to {max(ratios):.2f})")
-    print("\nloss by step (tunesmith | trl)")
-    ours, theirs = (rounds[0][name]["steps"] for name in ("tunesmith", "trl"))
-    for index in range(max(len(ours), len(theirs))):
-        cells = [f"{curve[index]['loss']:.4f}" if index < len(curve) else "" for curve in (ours, theirs)]
-        print(f"{index + 1:5} {cells[0]:>8} | {cells[1]:>8}")
+        print(f"{curve[0]['loss']:12.3f}{curve[-1]['loss']:12.3f}")
+    print(f"\nproducts alone: {rate / 1e9:.0f} GFLOP/s, so {rate / per_token:.0f} tokens/s would be all of it")
+    print(f"\nratio: {rounds.spread([entry['ratio'] for entry in entries])}")
+    rounds.print_losses(entries[0])
 
 
 if __name__ == "__main__":

@@ -1,12 +1,13 @@
-"""What alignment adds to the supervised model of the support desk, on the same 88 held-out rows.
+"""What alignment adds to the supervised model of the support desk, on the same held-out rows.
 
-    python benchmarks/support_desk_alignment.py --root FOLDER [--recipes recipe-dpo.yaml ...] [--threads 1]
+    python benchmarks/support_desk_alignment.py --root FOLDER [--recipes recipe-dpo.yaml recipe-grpo.yaml] [--threads 1]
     python benchmarks/support_desk_alignment.py --root FOLDER --finished SFT_RUN DPO_RUN GRPO_RUN
 
 The first form runs recipe.yaml and the others up to their scores: they share the stages up to train, so the supervised model is
-trained once and every arm starts at it. Finished stages are found again in FOLDER. The second form reads runs that are there. Prints two Markdown tables: the scores, and each arm minus the first run, row by row:
-every row is answered before and after, so the error is that of the mean of 88 differences, which is smaller than that of
-two independent means.
+trained once and every arm starts at it. They are scored on the 352 rows of held-out.jsonl (--test names another file).
+Finished stages are found again in FOLDER. The second form reads runs that are there. Prints two Markdown tables: the scores,
+and each arm minus the first run, row by row: every row is answered before and after, so the error is that of a mean of
+differences, which is smaller than that of two independent means.
 """
 
 from __future__ import annotations
@@ -35,20 +36,23 @@ def main() -> None:
     options.add_argument(
         "--recipes", nargs="*", default=["recipe-dpo.yaml"], help="files of the example, beside recipe.yaml"
     )
+    options.add_argument("--test", default="held-out.jsonl", help="rows of the example to score on")
     options.add_argument("--threads", type=int, help="cores to use; all unless given")
     options.add_argument("--finished", nargs="+", metavar="RUN", help="read these runs, the supervised one first")
     chosen = options.parse_args()
-    names = chosen.finished or [run(each, chosen.root, chosen.threads) for each in ("recipe.yaml", *chosen.recipes)]
+    names = chosen.finished or [
+        run(each, chosen.root, chosen.test, chosen.threads) for each in ("recipe.yaml", *chosen.recipes)
+    ]
     tuned = [tuned_of(name, chosen.root) for name in names]
     print(scores_table(tuned))
     print()
     print(differences_table(tuned[0], tuned[1:]))
 
 
-def run(recipe: str, root: Path, threads: int | None) -> str:
+def run(recipe: str, root: Path, test: str, threads: int | None) -> str:
     """Run a recipe up to its scores; the name of its run."""
     name = f"alignment-{Path(recipe).stem}"
-    sets = [f"name={name}", *([f"runtime.num_threads={threads}"] if threads else [])]
+    sets = [f"name={name}", f"ingest.test_files=[{test}]", *([f"runtime.num_threads={threads}"] if threads else [])]
     command = [sys.executable, "-m", "tunesmith.cli.main", "run", str(EXAMPLE / recipe), "--until", "evaluate"]
     command += ["--root", str(root), *(part for one in sets for part in ("--set", one))]
     print(f"## {recipe}\n   {' '.join(command)}", file=sys.stderr, flush=True)

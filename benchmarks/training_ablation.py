@@ -12,19 +12,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import resource
-import statistics
 import sys
-import tempfile
 import time
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from sft_vs_trl import find_model, run_side, write_rows
+from rounds import add_threads, median_of, new_parser, orders, peak_gigabytes, run, run_side
+from training_ours import RANK, add_lora, find_model, load_base, read_samples, write_rows
 
-RANK, ALPHA, LEARNING_RATE, PADDED_BATCH = 16, 32, 2e-4, 4
+LEARNING_RATE, PADDED_BATCH = 2e-4, 4
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "padded batches of 4, logits of every token": {"step": "padded"},
@@ -41,38 +38,24 @@ EPOCHS_OF_TOP = 3
 
 def main() -> None:
     """Parse, prepare the rows once, run every variant `--rounds` times, print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="smollm2-135m", help="built-in name or model folder")
-    parser.add_argument("--data", type=Path, help="rows of any format `ingest` reads; none = the support-desk seeds")
+    parser = new_parser(__doc__, rounds=3)
+    add_threads(parser)
     parser.add_argument("--rows", type=int, default=96)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--pack-length", type=int, default=2048)
     parser.add_argument("--only", help="comma-separated numbers of the variants, from 1")
-    parser.add_argument("--out", type=Path, help="JSON file for every figure")
-    parser.add_argument("--worker", nargs=2, metavar=("SPEC", "RESULT"), help=argparse.SUPPRESS)
-    if "--worker" in sys.argv:
-        place = sys.argv.index("--worker")
-        run_variant(Path(sys.argv[place + 1]), Path(sys.argv[place + 2]))
-        return
-    args = parser.parse_args()
+    run(parser, measure, print_report, run_variant)
+
+
+def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """Every chosen variant, round after round."""
     names = list(VARIANTS)
     chosen = [names[int(number) - 1] for number in args.only.split(",")] if args.only else names
-    with tempfile.TemporaryDirectory() as folder:
-        report = measure(args, chosen, Path(folder))
-    print_report(report)
-    if args.out:
-        args.out.write_text(json.dumps(report, indent=1))
-
-
-def measure(args: argparse.Namespace, chosen: list[str], folder: Path) -> dict[str, Any]:
-    """Every chosen variant, round after round."""
     model_dir = find_model(args.model)
     rows = folder / "rows.jsonl"
     facts = write_rows(model_dir, args.data, args.rows, rows)
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in chosen}
-    for number in range(args.rounds):
-        for name in chosen if number % 2 == 0 else chosen[::-1]:
+    for number, order in orders(chosen, args.rounds):
+        for name in order:
             spec = {
                 "model": str(model_dir),
                 "rows": str(rows),
@@ -84,43 +67,23 @@ def measure(args: argparse.Namespace, chosen: list[str], folder: Path) -> dict[s
             (folder / "spec.json").write_text(json.dumps(spec))
             command = [sys.executable, str(Path(__file__).resolve()), "--worker", str(folder / "spec.json")]
             runs[name].append(run_side(command, folder / "result.json", args.threads))
-            print(f"round {number + 1}: {name}: {runs[name][-1]['tokens_per_second']:.0f} tokens/s", flush=True)
+            print(f"round {number}: {name}: {runs[name][-1]['tokens_per_second']:.0f} tokens/s", flush=True)
     return {"model": args.model, "rows": facts, "threads": args.threads, "pack_length": args.pack_length, "runs": runs}
 
 
-def run_variant(spec_path: Path, result_path: Path) -> None:
+def run_variant(spec: dict[str, Any]) -> dict[str, Any]:
     """One training in this process."""
-    spec = json.loads(spec_path.read_text())
-    import numpy as np
-    import torch
-
-    torch.set_num_threads(spec["threads"])
-    from tunesmith.model.adapters import AdapterConfig, add_adapter, choose_targets, target_names
-    from tunesmith.model.freezing import within_top
-    from tunesmith.model.load import load_model
     from tunesmith.recipe import Train
-    from tunesmith.training.batches import Samples
     from tunesmith.training.compiled import compiled_blocks
     from tunesmith.training.forward import varlen_forward
     from tunesmith.training.frozen_blocks import FrozenBlocks
     from tunesmith.training.losses import CrossEntropy
-    from tunesmith.training.precision import choose_precision
     from tunesmith.training.sources import FixedSamples
     from tunesmith.training.step import Pace
 
-    rows = [json.loads(line) for line in Path(spec["rows"]).read_text().splitlines()]
-    samples = Samples(
-        input_ids=np.concatenate([row["input_ids"] for row in rows]).astype(np.int32),
-        loss_mask=np.concatenate([np.array(row["labels"]) != -100 for row in rows]).astype(np.uint8),
-        lengths=np.array([len(row["input_ids"]) for row in rows], dtype=np.int64),
-        ids=tuple(str(index) for index in range(len(rows))),
-    )
-    config = json.loads((Path(spec["model"]) / "config.json").read_text())
-    precision = choose_precision("auto", torch.device("cpu"), config["hidden_size"], config["intermediate_size"])
-    model = load_model(Path(spec["model"]), device="cpu", dtype=precision.dtype)
-    num_blocks = config["num_hidden_layers"]
-    targets = within_top(model, choose_targets(model, ("all-linear",)), num_blocks // 3 if spec.get("top") else "all")
-    add_adapter(model, AdapterConfig(RANK, ALPHA, 0.0, targets, target_names(model, targets), ""), rng_seed=17)
+    samples = read_samples(spec["rows"])
+    model, _ = load_base(spec)
+    add_lora(model, model.config.num_hidden_layers // 3 if spec.get("top") else "all")
     epochs = EPOCHS_OF_TOP if spec.get("top") else 1
     section = Train(num_epochs=epochs, lr_schedule="constant", warmup_ratio=0)
     source = FixedSamples(samples, spec["pack_length"], section)
@@ -135,7 +98,7 @@ def run_variant(spec_path: Path, result_path: Path) -> None:
         spec.get("keep", False),
         spec.get("compile", False),
     )
-    stepper = steppers()[spec["step"]](model, CrossEntropy(), section, pace, learning_rate=LEARNING_RATE)
+    stepper = steppers(samples)[spec["step"]](model, CrossEntropy(), section, pace, learning_rate=LEARNING_RATE)
     model.train()
     losses: list[float] = []
     seconds: list[float] = []
@@ -150,24 +113,22 @@ def run_variant(spec_path: Path, result_path: Path) -> None:
             seconds.append(time.perf_counter() - started)
             losses.append(result.loss)
             tokens.append(result.num_tokens)
-    spent = {"tokens_per_second": sum(tokens[1:]) / sum(seconds[1:]), "losses": losses}
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    result_path.write_text(json.dumps({**spent, "peak_memory_bytes": peak}))
+    return {"tokens_per_second": sum(tokens[1:]) / sum(seconds[1:]), "losses": losses}
 
 
-def steppers() -> dict[str, Any]:
-    """Ours, and two plain forms of its forward and backward pass."""
+def steppers(samples: Any) -> dict[str, Any]:
+    """Ours, and two plain forms of its forward and backward pass over these samples."""
     import torch
     import torch.nn.functional as F
 
-    from tunesmith.training.batches import Batch, Samples
+    from tunesmith.training.batches import Batch
     from tunesmith.training.forward import hidden_states, output_head
     from tunesmith.training.step import Stepper
 
     class Padded(Stepper):
         """transformers' own forward, padded batches, fp32 logits of every token."""
 
-        def _forward_backward(self, samples: Samples, batch: Batch, units: float, step: int, sums: Any) -> None:
+        def _forward_backward(self, batch: Batch, units: float, sums: Any) -> None:
             for first in range(0, len(batch.samples), PADDED_BATCH):
                 members = batch.samples[first : first + PADDED_BATCH]
                 longest = max(int(samples.lengths[index]) for index in members)
@@ -187,7 +148,7 @@ def steppers() -> dict[str, Any]:
     class Packed(Stepper):
         """Samples end to end without padding; fp32 logits of every token."""
 
-        def _forward_backward(self, samples: Samples, batch: Batch, units: float, step: int, sums: Any) -> None:
+        def _forward_backward(self, batch: Batch, units: float, sums: Any) -> None:
             hidden, head = hidden_states(self.model, batch), output_head(self.model)
             logits = F.linear(hidden, head.weight, head.bias).float()
             labels = torch.full((len(logits),), -100)
@@ -209,12 +170,11 @@ def print_report(report: dict[str, Any]) -> None:
     for name, runs in report["runs"].items():
         if VARIANTS[name].get("top") and not VARIANTS[name]["keep"]:
             first = before = curve = None  # another training from here on
-        speed = statistics.median(run["tokens_per_second"] for run in runs)
-        memory = statistics.median(run["peak_memory_bytes"] for run in runs)
+        speed = median_of(runs, "tokens_per_second")
         curve = curve or runs[0]["losses"]
         apart = max(abs(a - b) / b for a, b in zip(runs[0]["losses"], curve, strict=True))
         cells = f"{speed:10.0f}{speed / (before or speed):10.2f}{speed / (first or speed):9.2f}"
-        print(f"{name:44}{cells}{memory / 1e9:9.2f}{apart:12.1e}")
+        print(f"{name:44}{cells}{peak_gigabytes(runs):9.2f}{apart:12.1e}")
         first, before = first or speed, speed
 
 

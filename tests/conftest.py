@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,38 @@ def browser() -> Iterator[Any]:
 
 
 @pytest.fixture(scope="session")
+def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Finished stages for every ShelfStore."""
+    return tmp_path_factory.mktemp("shelf")
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Every fsync, replace and rmtree from now on, with its paths, in order. The calls are made, too."""
+    if not Path("/proc/self/fd").is_dir():
+        pytest.skip("which file a descriptor is can be asked on Linux only")
+    made: list[str] = []
+    sync, replace, remove = os.fsync, os.replace, shutil.rmtree
+
+    def fsync(descriptor: int) -> None:
+        made.append(f"fsync {Path(f'/proc/self/fd/{descriptor}').readlink()}")
+        sync(descriptor)
+
+    def replaced(source: Any, final: Any) -> None:
+        made.append(f"replace {source} {final}")
+        replace(source, final)
+
+    def removed(path: Any, *args: Any, **options: Any) -> None:
+        made.append(f"rmtree {path}")
+        remove(path, *args, **options)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(os, "replace", replaced)
+    monkeypatch.setattr(shutil, "rmtree", removed)
+    return made
+
+
+@pytest.fixture(scope="session")
 def shared_data() -> Path:
     """Real inputs kept outside the package; tests that need them skip where the folder is absent."""
     folder = Path(os.environ.get("TUNESMITH_SHARED_DATA", REPOSITORY.parent / "shared" / "data"))
@@ -74,6 +107,14 @@ def smollm2():
 def smollm2_dir(smollm2) -> Path:
     """Its transformers folder."""
     return smollm2.path
+
+
+@pytest.fixture(scope="session")
+def base_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of tests/small_models.py: two Llama blocks, 64 wide. Nobody writes into it."""
+    from small_models import build_model
+
+    return build_model(tmp_path_factory.mktemp("base") / "tiny")
 
 
 @pytest.fixture(scope="session")

@@ -37,6 +37,18 @@ def test_the_key_depends_on_stage_version_section_and_inputs() -> None:
     assert base.key == Identity("a", 1, {"x": 1}, {"in": "d"}).key
 
 
+def test_an_artifact_is_on_the_disk_before_it_has_its_name(tmp_path: Path, calls: list[str]) -> None:
+    store, who = Store(tmp_path), identity(a=1)
+    partial, final = store.partial_dir(who), commit(store, who, {"deep/rows.jsonl": "{}"}).path
+    rename = calls.index(f"replace {partial} {final}")
+    before = [
+        f"fsync {path}" for path in (partial / "deep" / "rows.jsonl", partial / "deep", partial / "manifest.json")
+    ]
+    assert set(before) < set(calls[:rename]) and calls[rename - 1] == f"fsync {partial}"
+    assert calls.index(before[0]) < calls.index(before[1])
+    assert calls[rename + 1 :] == [f"fsync {final.parent}", f"fsync {partial.parent}"]
+
+
 def test_a_commit_moves_everything_but_scratch_in_one_rename(tmp_path: Path) -> None:
     store, who = Store(tmp_path), identity(a=1)
     assert store.find(who) is None

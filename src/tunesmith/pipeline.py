@@ -11,7 +11,7 @@ import importlib
 import importlib.util
 import os
 import time
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +34,7 @@ from tunesmith.protocols import Context, EventSink
 from tunesmith.recipe import Recipe, Section
 from tunesmith.resolve import ResolvedRecipe
 from tunesmith.sinks.report import ReportSink, check_trackers, tracked_run
-from tunesmith.store import Identity, Run, Store, open_run, write_atomic
+from tunesmith.store import Identity, Run, Store, make_folder, open_run, write_atomic
 from tunesmith.types import Artifact, Inputs
 
 T = TypeVar("T")
@@ -149,7 +149,11 @@ def execute(resolved: ResolvedRecipe, store: Store, events: EventSink, until: st
     stages = _stages_until(resolved.recipe, until)
     _check_packages(stages)
     check_trackers(resolved.recipe.runtime.report_to)
-    _check_files_and_machine(stages, resolved, store)
+    for _, section in stages:  # what a late stage would refuse is refused before the first one
+        for name in section.file_names():
+            _locate(name, resolved.folder)
+    if _asks_of_the_machine(resolved.recipe):  # else the finished stages need not be looked at twice
+        check_machine(plan(resolved, store), {spec.name for spec, _ in stages})
     store.create()
     run = open_run(store, resolved.recipe.name, digest_json(resolved.recipe.model_dump(mode="json")))
     with store.lock_run(run), _other_ranks(run):
@@ -164,7 +168,8 @@ def follows_another() -> bool:
 def _follow() -> Run:
     folder = importlib.import_module("tunesmith.stages.processes").follow()
     if folder is None:
-        raise TrainingError("the run failed in the first process, which says why", where=f"rank {os.environ['RANK']}")
+        message = "the run was stopped or failed in the first process, which says why"
+        raise TrainingError(message, where=f"rank {os.environ['RANK']}")
     return Run(folder)
 
 
@@ -187,20 +192,18 @@ def _check_packages(stages: Sequence[tuple[StageSpec, Section]]) -> None:
                 raise MissingExtra(package, EXTRAS[package], f"the stage `{spec.name}`")
 
 
-def _check_files_and_machine(
-    stages: Sequence[tuple[StageSpec, Section]], resolved: ResolvedRecipe, store: Store
-) -> None:
-    """What a late stage would refuse is refused before the first one. Only where the recipe asks for something that a
-    machine may lack is the machine looked at, since that takes torch, and finished stages ask for nothing."""
-    for _, section in stages:
-        for name in section.file_names():
-            _locate(name, resolved.folder)
-    recipe = resolved.recipe
-    if recipe.train.method == "qlora" or recipe.runtime.device not in ("auto", "cpu"):
-        wanted = {spec.name for spec, _ in stages}
-        planned = plan(resolved, store).stages
-        left = {stage.spec.name for stage in planned if stage.status != "cached" and stage.spec.name in wanted}
-        importlib.import_module("tunesmith.stages.foresight").check_machine(recipe, left)
+def check_machine(planned: Plan, wanted: Collection[str]) -> None:
+    """Raises what this machine lacks for those of the wanted stages that are not finished: RecipeError, or MissingExtra."""
+    if _asks_of_the_machine(planned.resolved.recipe):
+        left = {stage.spec.name for stage in planned.stages if stage.status != "cached" and stage.spec.name in wanted}
+        importlib.import_module("tunesmith.stages.foresight").check_machine(planned.resolved.recipe, left)
+
+
+def _asks_of_the_machine(recipe: Recipe) -> bool:
+    """Whether the recipe asks for something that a machine may lack. Only then is it looked at, since that takes torch."""
+    runtime = recipe.runtime
+    several = runtime.num_processes not in ("auto", 1) or "MASTER_ADDR" in os.environ
+    return several or recipe.train.method == "qlora" or runtime.device not in ("auto", "cpu")
 
 
 def _execute_run(
@@ -264,7 +267,7 @@ def _execute_stage(
                 return found
             partial = store.partial_dir(identity)
             stage_sink.emit(StageStarted(key=identity.key, resumed=partial.is_dir()))
-            partial.mkdir(parents=True, exist_ok=True)
+            make_folder(partial)
             started = time.monotonic()
             files = {name: _locate(name, resolved.folder) for name in section.file_names()}
             run_stage = importlib.import_module(spec.module).run

@@ -119,11 +119,15 @@ class FilterContext:
 
 @dataclass(frozen=True)
 class Attempt:
-    """An answer that wants a reward: what was asked, what the model wrote, and the answer of the data where there is one."""
+    """An answer that wants a reward: what was asked, what the model wrote, and the answer of the data where there is one.
+
+    stop_string: where it ended the answer, which is then the text before it: a head, of which more was never drawn.
+    """
 
     prompt: Sequence[Message]
     completion: str
     reference: str | None = None
+    stop_string: str | None = None
 
 
 class Reward(Protocol):

@@ -149,14 +149,11 @@ class Store:
             files=files,
             provenance=_provenance(seconds),
         )
-        for name in files:
-            fsync(partial / name)
         write_atomic(partial / MANIFEST, orjson.dumps(manifest.model_dump(), option=orjson.OPT_INDENT_2))
         final = self.artifact_dir(identity)
         if final.exists():  # a folder without a manifest: never finished
             shutil.rmtree(final)
-        partial.rename(final)
-        fsync(final.parent)
+        put_in_place(partial, final)
         return Artifact(final, manifest)
 
 
@@ -353,6 +350,26 @@ def fsync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def put_in_place(source: Path, final: Path) -> None:
+    """Give finished work (a file or a folder) its final name, so that a loss of power leaves all of it or nothing: what is
+    in it reaches the disk before the rename does, and the rename before this returns."""
+    inside = sorted(source.rglob("*"), reverse=True) if source.is_dir() else []  # what a folder holds before the folder
+    for path in (*(path for path in inside if path.is_file() or path.is_dir()), source):
+        fsync(path)
+    source.replace(final)
+    fsync(final.parent)
+    if source.parent != final.parent:
+        fsync(source.parent)
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder, and those it is in, so that a loss of power leaves them there. One that is there stays as it is."""
+    missing = [each for each in (path, *path.parents) if not each.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    for made in reversed(missing):
+        fsync(made.parent)
 
 
 def _folder_name(identity: Identity) -> str:

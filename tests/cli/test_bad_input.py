@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -15,16 +15,24 @@ ROW = {"question": "What is this?", "response": "A row."}
 GOOD = "name: desk\nbase_model: smollm2-135m\ningest:\n  files: seeds.jsonl\n"
 
 
-def tunesmith(folder: Path, *arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
-    """The command as a person runs it, in its own process."""
-    return subprocess.run(
-        [sys.executable, "-m", "tunesmith.cli.main", *arguments],
-        cwd=folder,
-        env={**os.environ, "TUNESMITH_ROOT": str(folder / "runs"), "COLUMNS": "200", **env},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+@pytest.fixture(scope="module")
+def commands() -> Iterator[subprocess.Popen[str]]:
+    program = [sys.executable, str(Path(__file__).with_name("forking_program.py"))]
+    env = {**os.environ, "COLUMNS": "200"}
+    with subprocess.Popen(program, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as started:
+        yield started
+
+
+def tunesmith(commands: subprocess.Popen[str], folder: Path, *arguments: str) -> tuple[int, str, str]:
+    """The command as a person runs it, in its own process: exit status, what it says, its errors."""
+    assert commands.stdin is not None and commands.stdout is not None
+    files = [folder.with_name(f"{folder.name}-{name}.txt") for name in ("said", "errors")]
+    environment = {"TUNESMITH_ROOT": str(folder / "runs")}
+    commands.stdin.write(json.dumps([str(folder), arguments, environment, *map(str, files)]) + "\n")
+    commands.stdin.flush()
+    status = int(commands.stdout.readline())
+    said, errors = (path.read_text() for path in files)
+    return status, said, errors
 
 
 def seeds(*lines: str) -> Callable[[Path], None]:
@@ -96,6 +104,7 @@ CASES: list[tuple[str, list[Callable[[Path], None]], list[str], int, list[str]]]
 @pytest.mark.parametrize(("what", "prepare", "arguments", "status", "expected"), CASES, ids=[case[0] for case in CASES])
 def test_bad_input_is_explained(
     tmp_path: Path,
+    commands: subprocess.Popen[str],
     what: str,
     prepare: list[Callable[[Path], None]],
     arguments: list[str],
@@ -104,12 +113,12 @@ def test_bad_input_is_explained(
 ) -> None:
     for step in prepare:
         step(tmp_path)
-    done = tunesmith(tmp_path, *arguments)
-    said = done.stdout + done.stderr
-    assert done.returncode == status, said
+    found, answer, errors = tunesmith(commands, tmp_path, *arguments)
+    said = answer + errors
+    assert found == status, said
     assert "Traceback" not in said
     assert "a fault of tunesmith" not in said
-    assert "rror" in done.stderr
+    assert "rror" in errors
     for words in expected:
         assert words in said, said
 

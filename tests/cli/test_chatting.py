@@ -42,7 +42,24 @@ def test_an_answer_that_was_cut_off_says_so(
         return speaker
 
     monkeypatch.setattr(chatting, "open_answerer", open_speaker)
-    chatting.chat_with("desk", Path("runs"), message="Hi", system=None, temperature=None, max_tokens=max_tokens)
+    chatting.chat_with(
+        "desk", Path("runs"), message="Hi", system=None, condition=None, temperature=None, max_tokens=max_tokens
+    )
     shown = capsys.readouterr()
     assert (len(shown.out.split()), shown.err) == (words, said)
     assert speaker.asked[0].max_tokens == (max_tokens or chatting.ANSWER_TOKENS)
+
+
+def test_a_condition_reaches_the_model(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    opened: list[Any] = []
+
+    async def open_speaker(*given: Any) -> Speaker:
+        opened.append(given[-1])
+        return Speaker()
+
+    monkeypatch.setattr(chatting, "open_answerer", open_speaker)
+    told: dict[str, Any] = {"message": "Hi", "system": None, "temperature": None, "max_tokens": None}
+    chatting.chat_with("desk", Path("runs"), condition="GPT3", **told)
+    assert opened == ["GPT3"]

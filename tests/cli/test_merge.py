@@ -11,7 +11,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from small_models import build_model
+from made_artifact import made_manifest
 from tunesmith.cli.main import app
 from tunesmith.errors import ModelError, RecipeError
 from tunesmith.model.adapters import (
@@ -24,12 +24,6 @@ from tunesmith.model.adapters import (
     target_names,
 )
 from tunesmith.model.load import load_model
-from tunesmith.types import Manifest
-
-
-@pytest.fixture(scope="module")
-def base_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_model(tmp_path_factory.mktemp("merge") / "tiny")
 
 
 @pytest.fixture
@@ -120,9 +114,7 @@ def test_a_run_stands_for_its_adapter(base_dir: Path, tmp_path: Path) -> None:
 def test_a_checkpoint_of_another_base_is_refused_by_its_weights(base_dir: Path, tmp_path: Path) -> None:
     train = tmp_path / "train"
     make(base_dir, train / "adapter", 1)
-    empty: dict[str, Any] = {"section": {}, "inputs": {}, "counts": {}, "files": {}, "provenance": {}}
-    facts = {"method": "lora", "base_weights_digest": "another"}
-    manifest = Manifest(kind="checkpoint", stage="train", stage_version=1, key="k", digest="d", facts=facts, **empty)
+    manifest = made_manifest("checkpoint", {"method": "lora", "base_weights_digest": "another"}, stage="train")
     (train / "manifest.json").write_text(manifest.model_dump_json())
     with pytest.raises(ModelError, match="was trained on another model than"):
         merge(base_dir, train, "--out", tmp_path / "out")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from tunesmith.cli import counting, planning
 from tunesmith.cli.counting import count_examples
@@ -61,6 +62,14 @@ def test_the_last_step_ends_the_estimate_too(tmp_path: Path, capsys: pytest.Capt
     assert "1,024 tokens" in _plan(
         tmp_path, capsys, "train.max_steps=2", "tokenize.pack_length=512", "train.num_epochs=50"
     )
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")
+def test_what_run_would_refuse_on_this_machine_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shown = _plan(tmp_path, capsys, "train.method=qlora")
+    assert "40 rows" in shown and "`run` refuses this on this machine: recipe.train.method: `method: qlora`" in shown
+    assert "take `method: lora`" in shown
+    assert "refuses" not in _plan(tmp_path, capsys)
 
 
 def test_a_drawn_number_of_rows_is_what_is_planned(tmp_path: Path) -> None:

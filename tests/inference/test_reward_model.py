@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from small_models import STOP_ID, TEMPLATE, build_model
+from small_models import STOP_ID, TEMPLATE
 from tunesmith.chat.renderer import Renderer
 from tunesmith.errors import DataError, ModelError
 from tunesmith.inference.reward_model import open_reward_model
@@ -26,11 +26,6 @@ ATTEMPTS = [
         (Message(role="system", content="be brief"), Message(role="user", content="my wheel is broken")), "ok " * 40
     ),
 ]
-
-
-@pytest.fixture(scope="module")
-def base_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_model(tmp_path_factory.mktemp("reward") / "base")
 
 
 @pytest.fixture(scope="module")

@@ -23,6 +23,7 @@ from transformers import (
 )
 
 from tunesmith.errors import EngineError, RecipeError
+from tunesmith.inference import rollouts
 from tunesmith.inference.drawing import draw_tokens
 from tunesmith.inference.rollouts import Rollout, RolloutSampler
 from tunesmith.protocols import Prompt
@@ -163,6 +164,56 @@ def test_a_stop_token_ends_the_answer_and_belongs_to_it(llama: Any) -> None:
         assert each.finish_reason == "stop" or len(each.token_ids) == 16
 
 
+def letters(ids: Sequence[int]) -> str:
+    """Tokens 5 to 30 are a to z, the stop token is no text, all others are a dot."""
+    return "".join(chr(92 + each) if 5 <= each <= 30 else "." for each in ids if each != STOP)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 32])
+def test_a_stop_string_ends_the_answer_with_the_token_that_completes_it_and_nothing_is_drawn_after(
+    llama: Any, monkeypatch: pytest.MonkeyPatch, batch_size: int
+) -> None:
+    asked = prompts(12)
+    whole = [each for group in sample(llama, asked) for each in group]
+    stops = (".." + letters(whole[0].token_ids[7:8]), letters(whole[5].token_ids[3:5]), "never drawn")
+    steps, step = list[int](), rollouts.decode_step
+
+    def counted(model: Any, mask: Any, slots: Any, tokens: Any, lengths: Any) -> Any:
+        steps.append(len(tokens))
+        return step(model, mask, slots, tokens, lengths)
+
+    monkeypatch.setattr(rollouts, "decode_step", counted)
+    sampler = RolloutSampler(llama, batch_size=batch_size, decode=letters)
+    stopping = SAMPLING.model_copy(update={"stop": stops})
+    found = [each for group in sampler.sample(asked, stopping, group_size=4, shared_prefix=()) for each in group]
+    stopped = 0
+    for each, before in zip(found, whole, strict=True):
+        text = letters(before.token_ids)
+        ends = {stop: text.find(stop) for stop in stops if stop in text}
+        if not ends:
+            assert (each.token_ids, each.finish_reason, each.stop_string) == (
+                before.token_ids,
+                before.finish_reason,
+                None,
+            )
+            continue
+        stopped += 1
+        end = min(place + len(stop) for stop, place in ends.items())
+        assert each.token_ids == before.token_ids[:end] and len(each.log_probs) == end
+        assert each.log_probs == pytest.approx(before.log_probs[:end], abs=1e-5)
+        assert each.finish_reason == "stop" and each.stop_string in ends
+        assert letters(each.token_ids).endswith(str(each.stop_string))
+    assert 2 <= stopped < len(whole)
+    # the first token of an answer comes from its prompt's own pass, the last one is never fed back
+    assert sum(steps) == sum(len(each.token_ids) - 1 for each in found)
+    assert sum(steps) < sum(len(each.token_ids) - 1 for each in whole) and max(steps) == batch_size
+
+
+def test_stop_strings_without_a_tokenizer_are_refused(llama: Any) -> None:
+    with pytest.raises(EngineError, match="no tokenizer to decode with"):
+        sample(llama, prompts(1), SAMPLING.model_copy(update={"stop": ("x",)}))
+
+
 def test_an_answer_ends_with_the_context_and_a_prompt_that_fills_it_is_refused(llama: Any) -> None:
     long = Prompt(tuple(range(4, 90)) + tuple(range(4, 42)), ())  # 124 tokens of 128
     answers = sample(llama, [long])[0]
@@ -205,7 +256,7 @@ def test_the_model_is_left_as_it_was_found_also_in_the_middle_of_training(llama:
 
 @pytest.mark.parametrize(
     ("setting", "value"),
-    [("top_p", 0.9), ("top_k", 5), ("min_p", 0.1), ("frequency_penalty", 0.5), ("stop", ("x",)), ("temperature", 0.0)],
+    [("top_p", 0.9), ("top_k", 5), ("min_p", 0.1), ("frequency_penalty", 0.5), ("temperature", 0.0)],
 )
 def test_settings_that_would_draw_from_another_distribution_are_refused_by_name(
     llama: Any, setting: str, value: Any

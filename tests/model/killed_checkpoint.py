@@ -51,7 +51,7 @@ def begin() -> tuple[Any, TrainableWeights]:
             AdapterConfig(rank=4, alpha=8, dropout=0.0, targets=targets, target_names=names, base_model="small"),
             1,
         )
-    return model, TrainableWeights(model, learning_rate=1e-2, betas=(0.9, 0.99), weight_decay=0.01)
+    return model, TrainableWeights(model, learning_rate=1e-2, betas=(0.9, 0.99), epsilon=1e-8, weight_decay=0.01)
 
 
 @cache

@@ -13,7 +13,6 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 
-from small_models import build_model
 from tunesmith.errors import ModelError, RecipeError
 from tunesmith.model.adapters import (
     AdapterConfig,
@@ -28,11 +27,6 @@ from tunesmith.model.adapters import (
 from tunesmith.model.load import load_model
 
 IDS = torch.arange(3, 40)[None]
-
-
-@pytest.fixture(scope="module")
-def base_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_model(tmp_path_factory.mktemp("adapters") / "model")
 
 
 @pytest.fixture

@@ -19,12 +19,13 @@ import torch
 from fake_registry import NAME, publish, use
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from made_artifact import artifact
 from small_models import build_model
 from tunesmith.errors import ModelError
 from tunesmith.events import CallbackSink, Note, NullSink, Progress
 from tunesmith.model import cache, catalog, packages
 from tunesmith.model.catalog import base_model_path, fetch_gguf, fetch_model, list_models
-from tunesmith.types import Artifact, Manifest
+from tunesmith.types import Artifact
 
 # The registry
 
@@ -222,21 +223,16 @@ def test_a_waiting_process_says_so(own_cache):
 # What stages and commands ask
 
 
-def artifact(folder: Path, model) -> Artifact:
+def base_artifact(folder: Path, model) -> Artifact:
     (folder / "logs").mkdir(parents=True)
     location = {"path": str(model.path), "gguf": None, "name": NAME, "revision": None}
     (folder / "logs" / "location.json").write_bytes(orjson.dumps(location))
-    facts = {"weights_digest": model.weights_digest}
-    manifest = Manifest(
-        kind="base_model", stage="base_model", stage_version=1, key="k", digest="d", section={}, inputs={},
-        counts={}, facts=facts, files={}, provenance={},
-    )  # fmt: skip
-    return Artifact(folder, manifest)
+    return artifact(folder, "base_model", {"weights_digest": model.weights_digest})
 
 
 def test_an_artifact_leads_to_its_folder_even_after_the_cache_was_emptied(registry, own_cache, tmp_path):
     model = fetch_model(NAME, events=NullSink())
-    made = artifact(tmp_path / "artifact", model)
+    made = base_artifact(tmp_path / "artifact", model)
     assert base_model_path(made) == model.path
     import shutil
 
@@ -247,7 +243,7 @@ def test_an_artifact_leads_to_its_folder_even_after_the_cache_was_emptied(regist
 
 def test_an_artifact_whose_weights_were_changed_is_refused(tmp_path):
     model = fetch_model(str(build_model(tmp_path / "mine")), events=NullSink())
-    made = artifact(tmp_path / "artifact", model)
+    made = base_artifact(tmp_path / "artifact", model)
     build_model(tmp_path / "mine", hidden_size=32)
     with pytest.raises(ModelError, match="weights changed since the run recorded them"):
         base_model_path(made)

@@ -93,6 +93,31 @@ def test_a_disk_that_refuses_is_said_and_earlier_checkpoints_stay(
     assert names(tmp_path) == ["step-000001"]
 
 
+def test_all_is_on_the_disk_before_the_rename_and_the_rename_before_an_older_one_goes(
+    tmp_path: Path, calls: list[str]
+) -> None:
+    folder = tmp_path / "run" / "checkpoints"
+    save_checkpoint(folder, build(1), keep=1)
+    assert calls[:2] == [f"fsync {tmp_path}", f"fsync {tmp_path / 'run'}"]
+    calls.clear()
+    save_checkpoint(folder, build(2), keep=1)
+    making, final = folder / ".step-000002.tmp", folder / "step-000002"
+    *inside, rename, after, delete = calls
+    assert sorted(inside[:2]) == [f"fsync {making / 'state.json'}", f"fsync {making / 'tensors.safetensors'}"]
+    assert inside[2:] == [f"fsync {making}"]
+    assert (rename, after) == (f"replace {making} {final}", f"fsync {folder}")
+    assert delete == f"rmtree {folder / 'step-000001'}"
+
+
+def test_what_was_passed_over_does_not_take_the_place_of_what_is_whole(tmp_path: Path) -> None:
+    for step in (2, 5, 6):
+        save_checkpoint(tmp_path, build(step), keep=3)
+    (tmp_path / "step-000005" / "state.json").unlink()
+    (tmp_path / "step-000006" / "state.json").unlink()
+    save_checkpoint(tmp_path, build(3), keep=2)
+    assert names(tmp_path) == ["step-000002", "step-000003"]
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork and SIGXFSZ")
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["lora", "full"])

@@ -26,9 +26,9 @@ LLAMA = {
 EOT = "<|end_of_turn|>"
 
 
-def extend(model_dir: Path, out_dir: Path, scaling: str = "none", context: int | None = None, tokens=()):
+def extend(base_dir: Path, out_dir: Path, scaling: str = "none", context: int | None = None, tokens=()):
     return extend_model(
-        model_dir, out_dir, rope_scaling=scaling, context_length=context, add_tokens=tokens, on_done=lambda *_: None
+        base_dir, out_dir, rope_scaling=scaling, context_length=context, add_tokens=tokens, on_done=lambda *_: None
     )
 
 
@@ -39,31 +39,26 @@ def frequencies(folder: Path, length: int) -> torch.Tensor:
     return rotary.inv_freq
 
 
-@pytest.fixture(scope="module")
-def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_model(tmp_path_factory.mktemp("context") / "mine")
-
-
 PLAIN = 10000.0 ** -(torch.arange(0, 16, 2) / 16)  # (head_dim / 2,)
 
 
-def test_linear_divides_every_frequency(model_dir: Path, tmp_path: Path):
-    done = extend(model_dir, tmp_path / "m", "linear", 2048)
+def test_linear_divides_every_frequency(base_dir: Path, tmp_path: Path):
+    done = extend(base_dir, tmp_path / "m", "linear", 2048)
     assert (done.context_length, done.old_context_length) == (2048, 512)
     torch.testing.assert_close(frequencies(tmp_path / "m", 100), PLAIN / 4)
     assert inspect_folder(tmp_path / "m").context_length == 2048
 
 
-def test_dynamic_leaves_short_text_alone_and_raises_the_base_beyond_the_old_length(model_dir: Path, tmp_path: Path):
-    extend(model_dir, tmp_path / "m", "dynamic", 1024)
+def test_dynamic_leaves_short_text_alone_and_raises_the_base_beyond_the_old_length(base_dir: Path, tmp_path: Path):
+    extend(base_dir, tmp_path / "m", "dynamic", 1024)
     torch.testing.assert_close(frequencies(tmp_path / "m", 512), PLAIN)
     base = 10000.0 * (2 * 1024 / 512 - 1) ** (16 / 14)
     torch.testing.assert_close(frequencies(tmp_path / "m", 1024), base ** -(torch.arange(0, 16, 2) / 16))
     assert inspect_folder(tmp_path / "m").context_length == 1024
 
 
-def test_yarn_keeps_high_frequencies_divides_low_ones_and_sharpens_attention(model_dir: Path, tmp_path: Path):
-    extend(model_dir, tmp_path / "m", "yarn", 1024)
+def test_yarn_keeps_high_frequencies_divides_low_ones_and_sharpens_attention(base_dir: Path, tmp_path: Path):
+    extend(base_dir, tmp_path / "m", "yarn", 1024)
     found = frequencies(tmp_path / "m", 1024)
 
     def place(turns: float) -> float:  # the pair of columns that turns so often within the old length
@@ -85,23 +80,23 @@ def test_yarn_keeps_high_frequencies_divides_low_ones_and_sharpens_attention(mod
     }
 
 
-def test_extrapolation_raises_the_limit_and_nothing_else(model_dir: Path, tmp_path: Path):
-    extend(model_dir, tmp_path / "m", "extrapolate", 4096)
-    before, after = (json.loads((folder / "config.json").read_text()) for folder in (model_dir, tmp_path / "m"))
+def test_extrapolation_raises_the_limit_and_nothing_else(base_dir: Path, tmp_path: Path):
+    extend(base_dir, tmp_path / "m", "extrapolate", 4096)
+    before, after = (json.loads((folder / "config.json").read_text()) for folder in (base_dir, tmp_path / "m"))
     assert after == {**before, "max_position_embeddings": 4096}
     torch.testing.assert_close(frequencies(tmp_path / "m", 4096), PLAIN)
 
 
-def test_weights_are_linked_and_the_tokenizer_knows_the_new_limit(model_dir: Path, tmp_path: Path):
-    extend(model_dir, tmp_path / "m", "linear", 1024)
-    assert (tmp_path / "m" / "model.safetensors").samefile(model_dir / "model.safetensors")
-    assert (tmp_path / "m" / "tokenizer.json").read_bytes() == (model_dir / "tokenizer.json").read_bytes()
+def test_weights_are_linked_and_the_tokenizer_knows_the_new_limit(base_dir: Path, tmp_path: Path):
+    extend(base_dir, tmp_path / "m", "linear", 1024)
+    assert (tmp_path / "m" / "model.safetensors").samefile(base_dir / "model.safetensors")
+    assert (tmp_path / "m" / "tokenizer.json").read_bytes() == (base_dir / "tokenizer.json").read_bytes()
     assert (tmp_path / "m" / "chat_template.jinja").is_file()
-    settings = json.loads((model_dir / "tokenizer_config.json").read_text())
+    settings = json.loads((base_dir / "tokenizer_config.json").read_text())
     settings["model_max_length"] = 512
     limited = tmp_path / "limited"
     limited.mkdir()
-    for file in model_dir.iterdir():
+    for file in base_dir.iterdir():
         (limited / file.name).write_bytes(file.read_bytes())
     (limited / "tokenizer_config.json").write_text(json.dumps(settings))
     extend(limited, tmp_path / "n", "linear", 1024)
@@ -219,24 +214,24 @@ def test_the_bias_of_an_output_head_grows_with_it(tmp_path: Path):
     ],
 )
 def test_texts_that_can_be_no_new_token_are_refused(
-    tokens: tuple[str, ...], message: str, model_dir: Path, tmp_path: Path
+    tokens: tuple[str, ...], message: str, base_dir: Path, tmp_path: Path
 ):
     with pytest.raises(RecipeError, match=message):
-        extend(model_dir, tmp_path / "m", tokens=tokens)
+        extend(base_dir, tmp_path / "m", tokens=tokens)
 
 
-def test_a_scaled_view_changes_nothing_on_disk_and_goes_away(model_dir: Path):
-    before = {path.name: path.read_bytes() for path in model_dir.iterdir()}
-    with scaled_view(model_dir, rope_scaling="yarn", context_length=1024) as view:
+def test_a_scaled_view_changes_nothing_on_disk_and_goes_away(base_dir: Path):
+    before = {path.name: path.read_bytes() for path in base_dir.iterdir()}
+    with scaled_view(base_dir, rope_scaling="yarn", context_length=1024) as view:
         assert inspect_folder(view).context_length == 1024
         model = load_model(view, device="cpu", dtype=torch.float32)
     assert model.config.rope_parameters["rope_type"] == "yarn"
     assert not view.exists()
-    assert {path.name: path.read_bytes() for path in model_dir.iterdir()} == before
+    assert {path.name: path.read_bytes() for path in base_dir.iterdir()} == before
 
 
-def test_losses_of_tokens_are_those_of_the_whole_table_of_logits(model_dir: Path):
-    model = load_model(model_dir, device="cpu", dtype=torch.float32)
+def test_losses_of_tokens_are_those_of_the_whole_table_of_logits(base_dir: Path):
+    model = load_model(base_dir, device="cpu", dtype=torch.float32)
     ids = [1, 40, 7, 7, 300, 12, 99, 5]
     logits = model(input_ids=torch.tensor([ids])).logits[0].detach().log_softmax(-1)
     wanted = [-float(logits[place, token]) for place, token in enumerate(ids[1:])]
@@ -260,8 +255,8 @@ def test_a_cap_on_the_logits_is_not_forgotten():
     assert token_losses(model, ids, by_rows=False).tolist() == pytest.approx(wanted, abs=1e-5)
 
 
-def test_losses_are_averaged_by_the_place_of_the_token(model_dir: Path):
-    model = load_model(model_dir, device="cpu", dtype=torch.float32)
+def test_losses_are_averaged_by_the_place_of_the_token(base_dir: Path):
+    model = load_model(base_dir, device="cpu", dtype=torch.float32)
     torch.manual_seed(2)
     texts = [torch.randint(3, 390, (size,)).tolist() for size in (500, 300, 40)]
     report = measure_context(model, texts, length=200, max_windows=10, on_done=lambda done: None)
@@ -301,8 +296,8 @@ def test_a_model_with_a_short_memory_shows_it():
     assert report.buckets[0].stderr == 0.0
 
 
-def test_texts_too_short_to_tell_about_the_length_are_an_error(model_dir: Path):
-    model = load_model(model_dir, device="cpu", dtype=torch.float32)
+def test_texts_too_short_to_tell_about_the_length_are_an_error(base_dir: Path):
+    model = load_model(base_dir, device="cpu", dtype=torch.float32)
     for texts in ([[5] * 100], [[1]], []):
         with pytest.raises(DataError, match="which tells nothing about 200"):
             measure_context(model, texts, length=200, max_windows=5, on_done=lambda done: None)
@@ -314,10 +309,10 @@ def test_buckets_double_and_end_with_the_window():
     assert bucket_edges(16) == [0, 16]
 
 
-def test_tables_that_cannot_be_found_among_the_weights_are_an_error(model_dir: Path, tmp_path: Path):
+def test_tables_that_cannot_be_found_among_the_weights_are_an_error(base_dir: Path, tmp_path: Path):
     odd = tmp_path / "odd"
     odd.mkdir()
-    for file in model_dir.iterdir():
+    for file in base_dir.iterdir():
         (odd / file.name).write_bytes(file.read_bytes())
     from safetensors.torch import load_file, save_file
 

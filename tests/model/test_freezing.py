@@ -20,7 +20,9 @@ from transformers import (
 )
 
 from tunesmith.errors import RecipeError
+from tunesmith.model.adapters import AdapterConfig, add_adapter, choose_targets, target_names
 from tunesmith.model.freezing import block_paths, describe_trainable, num_frozen_blocks, thaw, top_blocks, within_top
+from tunesmith.model.value_head import attached, new_value_head
 
 NEW: dict[str, Any] = {
     "vocab_size": 50,
@@ -102,3 +104,18 @@ def test_the_share_that_is_trained_is_said_with_tied_weights_counted_once() -> N
     one = sum(p.numel() for p in model.model.layers[2].parameters())
     total = 3 * one + 50 * 16 + 16
     assert describe_trainable(model) == f"{one:,} of {total:,} parameters are trained ({one / total:.2%})"
+
+
+def test_what_is_trained_beside_a_model_is_none_of_its_parameters() -> None:
+    model = AutoModelForCausalLM.from_config(LlamaConfig(**NEW, tie_word_embeddings=True))
+    own = sum(p.numel() for p in model.parameters())
+    targets = choose_targets(model, ("q_proj",))
+    names = target_names(model, targets)
+    add_adapter(model, AdapterConfig(4, 8.0, 0.0, targets, names, "small", use_dora=True), 1)
+    parts = 3 * (4 * 16 + 16 * 4 + 16)
+    said = f"{parts:,} parameters are trained, beside a model of {own:,} ({parts / own:.2%})"
+    assert describe_trainable(model) == said
+    with attached(model, new_value_head(16, 1)):
+        assert describe_trainable(model).startswith(
+            f"{parts + 17:,} parameters are trained, beside a model of {own:,} ("
+        )

@@ -13,18 +13,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from small_models import build_model
 from tunesmith.errors import ModelError
 from tunesmith.model.adapters import AdapterConfig, adapter_layers, add_adapter, choose_targets, save_adapter
 from tunesmith.model.load import load_checkpoint, load_model
 from tunesmith.types import Artifact
 
 IDS = torch.arange(3, 20)[None]
-
-
-@pytest.fixture(scope="module")
-def base_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_model(tmp_path_factory.mktemp("load") / "model")
 
 
 @pytest.fixture

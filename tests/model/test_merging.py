@@ -34,11 +34,6 @@ WEIGHTS = (0.7, -0.4)
 
 
 @pytest.fixture(scope="module")
-def base_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_model(tmp_path_factory.mktemp("merging") / "model")
-
-
-@pytest.fixture(scope="module")
 def gpt2_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     config = GPT2Config(vocab_size=400, n_embd=64, n_layer=2, n_head=4, n_positions=64, initializer_range=0.2)

@@ -14,7 +14,7 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from small_models import build_model
+from made_artifact import artifact
 from tunesmith.errors import MissingExtra, ModelError, RecipeError
 from tunesmith.model import low_rank, quantised
 from tunesmith.model.adapters import (
@@ -30,17 +30,11 @@ from tunesmith.model.adapters import (
 )
 from tunesmith.model.load import load_checkpoint, load_model
 from tunesmith.model.low_rank import LoraLinear
-from tunesmith.types import Artifact, Manifest
 
 IDS = torch.arange(3, 40)[None]
 needs_package = pytest.mark.skipif(
     importlib.util.find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed"
 )
-
-
-@pytest.fixture(scope="module")
-def base_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_model(tmp_path_factory.mktemp("quantised") / "model")
 
 
 @pytest.fixture
@@ -61,7 +55,7 @@ def test_a_missing_package_is_named_with_the_command_that_installs_it(without_pa
 
 
 def test_a_quantised_checkpoint_cannot_be_loaded_without_the_package(without_package: None, base_dir: Path) -> None:
-    checkpoint = as_checkpoint(base_dir)
+    checkpoint = artifact(base_dir, "checkpoint", {"method": "qlora"})
     with pytest.raises(MissingExtra, match="the base model of a `qlora` checkpoint"):
         load_checkpoint(checkpoint, base_dir, device="cpu", dtype=torch.float32)
 
@@ -93,14 +87,6 @@ def test_a_packed_base_is_unpacked_for_each_pass_and_cannot_be_merged_into(monke
         torch.testing.assert_close(ours, plain)
     with pytest.raises(ModelError, match="cannot be merged into 4-bit weights"):
         merge_adapter(model)  # pyright: ignore[reportArgumentType]
-
-
-def as_checkpoint(path: Path) -> Artifact:
-    empty: dict[str, Any] = {"section": {}, "inputs": {}, "counts": {}, "files": {}, "provenance": {}}
-    manifest = Manifest(
-        kind="checkpoint", stage="train", stage_version=1, key="k", digest="d", facts={"method": "qlora"}, **empty
-    )
-    return Artifact(path, manifest)
 
 
 def adapted(model: Any) -> AdapterConfig:
@@ -144,7 +130,9 @@ def test_merging_starts_from_the_values_of_the_packed_base(base_dir: Path, tmp_p
     config = adapted(model)
     weights = {name: p for name, p in model.named_parameters() if "lora_" in name}
     save_adapter(tmp_path / "adapter", config, weights)
-    loaded = load_checkpoint(as_checkpoint(tmp_path), base_dir, device="cpu", dtype=torch.float32)
+    loaded = load_checkpoint(
+        artifact(tmp_path, "checkpoint", {"method": "qlora"}), base_dir, device="cpu", dtype=torch.float32
+    )
     plain = load_model(base_dir, device="cpu", dtype=torch.float32)
     load_adapter(plain, tmp_path / "adapter")
     for path, layer in adapter_layers(model).items():

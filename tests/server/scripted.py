@@ -36,6 +36,7 @@ class ByteTokenizer:
 class ByteRenderer:
     """Writes `role: content` lines."""
 
+    template = "the role, a colon, the content"
     template_digest = "d" * 64
     stop_ids = (STOP_ID,)
 

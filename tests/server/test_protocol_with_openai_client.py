@@ -180,6 +180,33 @@ def test_the_systems_prompt_of_the_task_comes_first_unless_the_request_has_one()
             assert running.engine.seen[0][0].startswith(expected)
 
 
+def test_a_request_chooses_the_condition_of_its_answer_where_the_template_writes_one(
+    server: RunningServer, http: httpx.Client
+) -> None:
+    from scripted import ByteRenderer
+
+    from tunesmith.server.served import ServedModel
+    from tunesmith.server.settings import ServerSettings
+
+    class Conditioned(ByteRenderer):
+        template = "{{ message['condition'] }}"
+
+        def prompt(self, messages: Any) -> Any:
+            named = [each.model_copy(update={"content": f"{each.condition} {each.content}"}) for each in messages]
+            return super().prompt(named)
+
+    body: dict[str, Any] = {"model": "desk", "messages": _ask("hi"), "condition": "GPT3"}
+    with RunningServer(ScriptedEngine(), ServerSettings(), ServedModel(id="desk", renderer=Conditioned())) as running:
+        httpx.post(f"{running.url}/v1/chat/completions", json=body).raise_for_status()
+        assert running.engine.seen[0][0].startswith("user: GPT3 say hi\n")
+        for wrong in ("<|end_of_turn|>", "a\nb", "", "x" * 65):
+            refused = httpx.post(f"{running.url}/v1/chat/completions", json={**body, "condition": wrong})
+            assert (refused.status_code, refused.json()["error"]["param"]) == (400, "condition"), wrong
+    error = http.post("/v1/chat/completions", json=body).json()["error"]
+    assert (error["param"], error["code"]) == ("condition", "unsupported_parameter")
+    assert "writes no condition" in error["message"]
+
+
 def test_content_parts_are_joined(server: RunningServer, http: httpx.Client) -> None:
     parts = [{"type": "text", "text": "say a"}, {"type": "text", "text": "b"}]
     body = {"model": "desk", "messages": [{"role": "user", "content": parts}]}

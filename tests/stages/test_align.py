@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,77 +11,17 @@ import pytest
 import torch
 from filelock import FileLock
 from safetensors.torch import load_file
+from tiny_runs import POLICY, WORDS, TinyRun, lines, write_lines, write_reward
 
-from small_models import build_model
 from tunesmith.errors import DataError, RecipeError, TrainingError
 from tunesmith.events import Metric, Note, Progress
 from tunesmith.model.load import load_checkpoint
-from tunesmith.pipeline import execute
 from tunesmith.recipe.align import Align
-from tunesmith.resolve import load_recipe
 from tunesmith.stages.answers import render_answers
-from tunesmith.store import Run, Store
+from tunesmith.store import Run
 from tunesmith.types import Inputs, Message
 
 pytestmark = pytest.mark.slow
-
-RECIPE = """
-name: tiny
-base_model: {base}
-ingest: {{files: [rows.jsonl, {more}], task: Answer in one word.}}
-curate: {{max_similarity: 1}}
-train: {{num_epochs: 1, lora_rank: 4, learning_rate: 1.0e-3}}
-{extra}
-evaluate: null
-export: null
-runtime: {{num_threads: 1, precision: fp32, eval_batch_size: 4}}
-"""
-WORDS = [
-    "the",
-    "quick",
-    "brown",
-    "fox",
-    "jumps",
-    "over",
-    "a",
-    "lazy",
-    "dog",
-    "and",
-    "they",
-    "have",
-    "said",
-    "it",
-    "is",
-    "already",
-    "so",
-]
-
-
-@pytest.fixture(scope="module")
-def base_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_model(tmp_path_factory.mktemp("base") / "tiny")
-
-
-@pytest.fixture
-def start(tmp_path: Path, base_dir: Path, sink: Any) -> Any:
-    rows = [{"instruction": f"say {word} {n}", "output": f"{word} dog"} for n, word in enumerate(WORDS[:10])]
-    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    pairs = [
-        {"prompt": f"which {word}?", "chosen": f"fox {n}", "rejected": f"the lazy {word} and more"}
-        for n, word in enumerate(WORDS)
-    ]
-    pairs.append({"prompt": "which is it, " * 300, "chosen": "fox", "rejected": "dog"})
-    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pairs))
-
-    def run(extra: str, *overrides: str, until: str = "align", more: str = "pairs.jsonl", events: Any = None) -> Run:
-        (tmp_path / "recipe.yaml").write_text(RECIPE.format(base=base_dir, extra=extra, more=more))
-        return execute(load_recipe(tmp_path, list(overrides)), Store(tmp_path / "root"), events or sink, until)
-
-    return run
-
-
-def lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def weights(run: Run, stage: str, base_dir: Path) -> dict[str, torch.Tensor]:
@@ -91,7 +30,7 @@ def weights(run: Run, stage: str, base_dir: Path) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("loss", ["dpo", "ipo", "orpo", "simpo", "kto"])
-def test_comparisons_move_the_checkpoint_and_every_row_is_counted(start: Any, base_dir: Path, loss: str) -> None:
+def test_comparisons_move_the_checkpoint_and_every_row_is_counted(start: TinyRun, base_dir: Path, loss: str) -> None:
     run = start(f"align: {{loss: {loss}, num_epochs: 2, learning_rate: 1.0e-3}}")
     aligned = run.artifacts()["align"]
     counts = aligned.manifest.counts
@@ -107,7 +46,7 @@ def test_comparisons_move_the_checkpoint_and_every_row_is_counted(start: Any, ba
     assert any(not torch.equal(before[name], after[name]) for name in before)
 
 
-def test_the_reference_is_computed_once_for_all_runs_of_a_root(start: Any, sink: Any) -> None:
+def test_the_reference_is_computed_once_for_all_runs_of_a_root(start: TinyRun, sink: Any) -> None:
     start("align: {loss: dpo, max_steps: 1}")
     again = len(sink.events)
     start("align: {loss: ipo, beta: 0.3, max_steps: 1}")
@@ -115,7 +54,7 @@ def test_the_reference_is_computed_once_for_all_runs_of_a_root(start: Any, sink:
     assert [event.done for event in told] == [2 * len(WORDS)]
 
 
-def test_a_second_run_waits_for_the_reference_of_the_first_and_uses_it(start: Any, tmp_path: Path) -> None:
+def test_a_second_run_waits_for_the_reference_of_the_first_and_uses_it(start: TinyRun, tmp_path: Path) -> None:
     start("align: {loss: dpo, max_steps: 1}")
     (ledger,) = (tmp_path / "root" / "ledgers" / "reference").glob("*.jsonl")
     lock, told = FileLock(ledger.with_suffix(".lock"), thread_local=False), list[Any]()
@@ -133,7 +72,7 @@ def test_a_second_run_waits_for_the_reference_of_the_first_and_uses_it(start: An
     assert progress == [2 * len(WORDS)]
 
 
-def test_aligning_goes_on_where_it_was_stopped(start: Any, base_dir: Path) -> None:
+def test_aligning_goes_on_where_it_was_stopped(start: TinyRun, base_dir: Path) -> None:
     class Stop:
         def __init__(self) -> None:
             self.steps = 0
@@ -156,14 +95,11 @@ def test_aligning_goes_on_where_it_was_stopped(start: Any, base_dir: Path) -> No
     )
 
 
-POLICY = "rewards: [{name: python, function: 'reward.py:shorter'}], num_generations: 4, prompts_per_rollout: 3, max_tokens: 12"
-
-
 @pytest.mark.parametrize("loss", ["grpo", "rloo", "ppo"])
-def test_rewards_of_sampled_answers_move_the_checkpoint(start: Any, tmp_path: Path, base_dir: Path, loss: str) -> None:
-    (tmp_path / "reward.py").write_text(
-        "def shorter(prompt, completion, reference):\n    return None if 'zebra' in completion else -len(completion) / 50\n"
-    )
+def test_rewards_of_sampled_answers_move_the_checkpoint(
+    start: TinyRun, tmp_path: Path, base_dir: Path, loss: str
+) -> None:
+    write_reward(tmp_path, "return None if 'zebra' in completion else -len(completion) / 50")
     extra = (
         f"align: {{loss: {loss}, {POLICY}, max_steps: 4, rollout_epochs: 2, kl_weight: 0.05, learning_rate: 1.0e-3}}"
     )
@@ -181,16 +117,16 @@ def test_rewards_of_sampled_answers_move_the_checkpoint(start: Any, tmp_path: Pa
     assert any(not torch.equal(before[name], after[name]) for name in before)
 
 
-def test_a_reward_that_scores_nothing_stops_with_its_own_words(start: Any, tmp_path: Path) -> None:
-    (tmp_path / "reward.py").write_text("def shorter(prompt, completion, reference):\n    return None\n")
+def test_a_reward_that_scores_nothing_stops_with_its_own_words(start: TinyRun, tmp_path: Path) -> None:
+    write_reward(tmp_path, "return None")
     with pytest.raises(
         TrainingError, match=r"no two answers to one prompt of rollout 0 could be scored.*the reward function gave None"
     ):
         start(f"align: {{loss: grpo, {POLICY}, max_steps: 1}}")
 
 
-def test_the_model_compares_its_own_answers_and_learns_from_the_pairs(start: Any, tmp_path: Path) -> None:
-    (tmp_path / "reward.py").write_text("def shorter(prompt, completion, reference):\n    return -len(completion)\n")
+def test_the_model_compares_its_own_answers_and_learns_from_the_pairs(start: TinyRun, tmp_path: Path) -> None:
+    write_reward(tmp_path, "return -len(completion)")
     extra = (
         "prefer: {num_candidates: 3, max_tokens: 10, use_reference: true, rewards: ['python: reward.py:shorter']}\n"
         "align: {loss: dpo, max_steps: 2}"
@@ -207,7 +143,7 @@ def test_the_model_compares_its_own_answers_and_learns_from_the_pairs(start: Any
     assert run.artifacts()["align"].manifest.counts["used"] == len(pairs)
 
 
-def test_a_judge_that_always_says_one_gives_no_pair_because_the_orders_disagree(start: Any, tmp_path: Path) -> None:
+def test_a_judge_that_always_says_one_gives_no_pair_because_the_orders_disagree(start: TinyRun, tmp_path: Path) -> None:
     (tmp_path / "judge.jsonl").write_text('{"text": "1"}\n' * 40)
     run = start(
         "prefer: {num_candidates: 2, max_tokens: 8, teacher: {kind: scripted, script: judge.jsonl}}",
@@ -219,7 +155,7 @@ def test_a_judge_that_always_says_one_gives_no_pair_because_the_orders_disagree(
     assert counts.get("excluded_unscored", 0) + counts.get("excluded_alike", 0) == 10
 
 
-def test_recipes_that_cannot_work_say_what_is_missing(start: Any) -> None:
+def test_recipes_that_cannot_work_say_what_is_missing(start: TinyRun) -> None:
     for extra, words in [
         ("align: {loss: grpo}", "needs `rewards`"),
         ("align: {loss: dpo, rewards: [exact]}", "learns from comparisons"),
@@ -231,12 +167,12 @@ def test_recipes_that_cannot_work_say_what_is_missing(start: Any) -> None:
         start("align: {loss: dpo}", more="rows.jsonl")
 
 
-def test_notes_say_what_is_aligned(start: Any, sink: Any) -> None:
+def test_notes_say_what_is_aligned(start: TinyRun, sink: Any) -> None:
     start("align: {loss: dpo, max_steps: 1}")
     assert any(isinstance(event, Note) and event.message.startswith("aligning on cpu") for event in sink.events)
 
 
-def test_an_answer_of_kto_is_measured_beside_the_reply_to_another_prompt(start: Any, tmp_path: Path) -> None:
+def test_an_answer_of_kto_is_measured_beside_the_reply_to_another_prompt(start: TinyRun, tmp_path: Path) -> None:
     run = start("align: {loss: kto, max_steps: 1}")
     made, renderer = run.artifacts(), RecordingRenderer()
     inputs = Inputs({name: made[name] for name in ("ingest", "curate")}, {})
@@ -247,9 +183,9 @@ def test_an_answer_of_kto_is_measured_beside_the_reply_to_another_prompt(start: 
     assert all(prompts_of[messages[-1].content] != messages[-2].content for messages in strangers)
 
 
-def test_kto_needs_two_prompts(start: Any, tmp_path: Path) -> None:
+def test_kto_needs_two_prompts(start: TinyRun, tmp_path: Path) -> None:
     rows = [{"prompt": "which one?", "completion": "fox", "label": True}]
-    (tmp_path / "thumbs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_lines(tmp_path / "thumbs.jsonl", rows)
     with pytest.raises(DataError, match="all rows have one prompt"):
         start("align: {loss: kto}", more="thumbs.jsonl")
 
@@ -266,8 +202,8 @@ class RecordingRenderer:
         return [SimpleNamespace(input_ids=np.arange(10), loss_mask=mask) for _ in conversations]
 
 
-def test_ppo_moves_a_whole_model_and_leaves_the_value_head_out_of_it(start: Any, tmp_path: Path) -> None:
-    (tmp_path / "reward.py").write_text("def shorter(prompt, completion, reference):\n    return -len(completion)\n")
+def test_ppo_moves_a_whole_model_and_leaves_the_value_head_out_of_it(start: TinyRun, tmp_path: Path) -> None:
+    write_reward(tmp_path, "return -len(completion)")
     extra = f"align: {{loss: ppo, {POLICY}, max_steps: 1, kl_weight: 0.05, learning_rate: 1.0e-3}}"
     artifacts = start(extra, "train.method=full").artifacts()
     before, after = (load_file(artifacts[stage].path / "model" / "model.safetensors") for stage in ("train", "align"))
@@ -275,17 +211,19 @@ def test_ppo_moves_a_whole_model_and_leaves_the_value_head_out_of_it(start: Any,
     assert any(not torch.equal(before[name], after[name]) for name in before)
 
 
-def test_answers_are_drawn_and_learnt_without_the_dropout_of_the_training_before(start: Any, tmp_path: Path) -> None:
-    (tmp_path / "reward.py").write_text("def shorter(prompt, completion, reference):\n    return -len(completion)\n")
+def test_answers_are_drawn_and_learnt_without_the_dropout_of_the_training_before(
+    start: TinyRun, tmp_path: Path
+) -> None:
+    write_reward(tmp_path, "return -len(completion)")
     run = start(f"align: {{loss: grpo, {POLICY}, max_steps: 1}}", "train.lora_dropout=0.4")
     assert lines(run.artifacts()["align"].file("losses.jsonl"))[0]["measures"]["ratio"] == pytest.approx(1, abs=1e-4)
 
 
-def test_prompts_that_leave_no_room_for_an_answer_are_counted(start: Any, tmp_path: Path) -> None:
-    (tmp_path / "reward.py").write_text("def shorter(prompt, completion, reference):\n    return -len(completion)\n")
+def test_prompts_that_leave_no_room_for_an_answer_are_counted(start: TinyRun, tmp_path: Path) -> None:
+    write_reward(tmp_path, "return -len(completion)")
     policy = POLICY.replace("max_tokens: 12", "max_tokens: 460")
     rows = [{"instruction": "say it, " * 20 + word, "output": "dog"} for word in WORDS[:3]]
-    (tmp_path / "long.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_lines(tmp_path / "long.jsonl", rows)
     extra = f"align: {{loss: grpo, {policy}, prompts_per_rollout: 1, max_steps: 1}}".replace(
         "prompts_per_rollout: 3, ", ""
     )
@@ -295,15 +233,15 @@ def test_prompts_that_leave_no_room_for_an_answer_are_counted(start: Any, tmp_pa
     assert len(lines(aligned.file("dropped.jsonl"))) == 3
 
 
-def test_ppo_goes_on_with_its_value_function_and_the_answers_it_would_have_drawn(start: Any, tmp_path: Path) -> None:
+def test_ppo_goes_on_with_its_value_function_and_the_answers_it_would_have_drawn(
+    start: TinyRun, tmp_path: Path
+) -> None:
     class Stop:
         def emit(self, event: Any) -> None:
             if isinstance(event, Metric) and "value_loss" in event.values and event.step == 3:
                 raise KeyboardInterrupt
 
-    (tmp_path / "reward.py").write_text(
-        "def shorter(prompt, completion, reference):\n    return -len(completion) / 50\n"
-    )
+    write_reward(tmp_path, "return -len(completion) / 50")
     section = f"align: {{loss: ppo, {POLICY}, max_steps: 6, rollout_epochs: 2, kl_weight: 0.05, learning_rate: 1.0e-3}}"
     every = "runtime.checkpoint_every_steps=2"
     with pytest.raises(KeyboardInterrupt):
@@ -316,15 +254,13 @@ def test_ppo_goes_on_with_its_value_function_and_the_answers_it_would_have_drawn
     assert answers[0] == answers[1] and len(answers[0]) == 36
 
 
-def test_checkpoints_come_at_the_first_place_between_two_rollouts(start: Any, tmp_path: Path) -> None:
+def test_checkpoints_come_at_the_first_place_between_two_rollouts(start: TinyRun, tmp_path: Path) -> None:
     class Stop:
         def emit(self, event: Any) -> None:
             if isinstance(event, Metric) and "grad_norm" in event.values and event.step == 5 and event.stage == "align":
                 raise KeyboardInterrupt
 
-    (tmp_path / "reward.py").write_text(
-        "def shorter(prompt, completion, reference):\n    return -len(completion) / 50\n"
-    )
+    write_reward(tmp_path, "return -len(completion) / 50")
     section = f"align: {{loss: grpo, {POLICY}, max_steps: 6, rollout_epochs: 2}}"
     with pytest.raises(KeyboardInterrupt):
         start(section, "runtime.checkpoint_every_steps=3", events=Stop())
@@ -334,7 +270,7 @@ def test_checkpoints_come_at_the_first_place_between_two_rollouts(start: Any, tm
 
 @pytest.mark.parametrize(("kl_weight", "all_count"), [(0.0, False), (0.1, True)])
 def test_groups_of_one_reward_count_where_the_reference_holds_them(
-    start: Any, tmp_path: Path, kl_weight: float, all_count: bool
+    start: TinyRun, tmp_path: Path, kl_weight: float, all_count: bool
 ) -> None:
     (tmp_path / "reward.py").write_text(
         "def shorter(prompt, completion, reference):\n"

@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from test_align import POLICY, base_dir, lines, start  # noqa: F401  # fixtures of the stages
+from tiny_runs import POLICY, TinyRun, lines, write_lines, write_reward
 
 from tunesmith.errors import RecipeError, TrainingError
 from tunesmith.events import Metric, Note
 from tunesmith.inference.rollouts import RolloutSampler
 from tunesmith.recipe.align import Align
+from tunesmith.stages import rollout_samples
 from tunesmith.stages.rollout_samples import RolloutSamples
 from tunesmith.stages.rollouts import Rollouts
 from tunesmith.training.policy_losses import ADVANTAGE, LEVEL_ANSWERS, LEVEL_TOKENS, OLD, PolicyLoss
 
 pytestmark = pytest.mark.slow
-
-
-def write_reward(folder: Path, body: str) -> None:
-    (folder / "reward.py").write_text(f"def shorter(prompt, completion, reference):\n    {body}\n")
 
 
 class Drawn:
@@ -41,7 +37,7 @@ class Drawn:
 
 @pytest.mark.parametrize("loss", ["grpo", "ppo"])
 def test_an_answer_without_a_score_is_in_no_group_and_is_counted(
-    start: Any,  # noqa: F811
+    start: TinyRun,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     loss: str,
@@ -58,7 +54,7 @@ def test_an_answer_without_a_score_is_in_no_group_and_is_counted(
 
 
 def test_a_rollout_that_nobody_can_score_gives_way_to_other_prompts(
-    start: Any,  # noqa: F811
+    start: TinyRun,
     tmp_path: Path,
     sink: Any,
 ) -> None:
@@ -76,7 +72,7 @@ def test_a_rollout_that_nobody_can_score_gives_way_to_other_prompts(
 
 @pytest.mark.parametrize(("allowed", "asked"), [(0, 12), (12, 24), (30, 36)])
 def test_more_answers_in_a_row_without_a_score_than_are_allowed_stop_the_run(
-    start: Any,  # noqa: F811
+    start: TinyRun,
     tmp_path: Path,
     allowed: int,
     asked: int,
@@ -89,7 +85,7 @@ def test_more_answers_in_a_row_without_a_score_than_are_allowed_stop_the_run(
 
 @pytest.mark.parametrize("normalisation", ["token", "sequence", "constant"])
 def test_level_groups_count_in_the_divisor_and_are_not_computed(
-    start: Any,  # noqa: F811
+    start: TinyRun,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     normalisation: str,
@@ -118,7 +114,7 @@ def test_level_groups_count_in_the_divisor_and_are_not_computed(
 
 
 def test_a_rollout_of_level_groups_alone_changes_nothing_and_computes_one(
-    start: Any,  # noqa: F811
+    start: TinyRun,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -130,8 +126,64 @@ def test_a_rollout_of_level_groups_alone_changes_nothing_and_computes_one(
     assert lines(aligned.file("losses.jsonl"))[0]["loss"] == 0
 
 
+def test_an_answer_ended_by_a_stop_string_is_whole_and_its_reward_sees_what_stands_before_it(
+    start: TinyRun,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    drawn = Drawn(monkeypatch)
+    write_reward(tmp_path, "return float(len(completion))")
+    section = f"align: {{loss: grpo, {POLICY}, max_steps: 1, stop: [e, o]}}"
+    aligned = start(section).artifacts()["align"]
+    answers = lines(aligned.path / "logs" / "rollouts.jsonl")
+    (samples,) = drawn.samples
+    assert {row.get("stop_string") for row in answers} >= {"e", "o"}
+    for row in answers:
+        assert "e" not in row["answer"] and "o" not in row["answer"]
+        assert row["reward"] == len(row["answer"])
+        assert row["finish_reason"] == ("length" if row["num_tokens"] == 12 and not row.get("stop_string") else "stop")
+    learnt = {name: int(number) for name, number in zip(samples.ids, samples.num_targets, strict=True)}
+    counted = {f"{row['row']}, answer {n % 4}": row["num_tokens"] for n, row in enumerate(answers)}
+    assert learnt and all(counted[name] == number for name, number in learnt.items()), "the stop string is learnt"
+    with pytest.raises(RecipeError, match="at least 1 character"):
+        start(f"align: {{loss: grpo, {POLICY}, max_steps: 1, stop: ['']}}")
+
+
+@pytest.mark.parametrize(
+    ("options", "passes"),
+    [
+        ("loss: grpo", 0),
+        ("loss: grpo, rollout_epochs: 2", 1),
+        ("loss: rloo", 0),
+        ("loss: rloo, kl_weight: 0.1", 2),  # the divergence in the reward is of both policies in one arithmetic
+        ("loss: grpo, kl_weight: 0.1", 1),
+    ],
+)
+def test_in_bf16_a_rollout_costs_no_forward_pass_that_its_one_step_makes_anyway(
+    start: TinyRun,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    options: str,
+    passes: int,
+) -> None:
+    measured = list[int]()
+    measure = rollout_samples.measure_tokens
+
+    def counted(model: Any, samples: Any, value_of: Any) -> Any:
+        measured.append(len(samples.lengths))
+        return measure(model, samples, value_of)
+
+    monkeypatch.setattr(rollout_samples, "measure_tokens", counted)
+    write_reward(tmp_path, "return float(len(completion))")
+    run = start(f"align: {{{options}, {POLICY}, max_steps: 2}}", "runtime.precision=bf16")
+    rollouts = 1 if "epochs" in options else 2
+    assert len(measured) == passes * rollouts
+    for row in lines(run.artifacts()["align"].file("losses.jsonl"))[:: 3 - rollouts]:
+        assert row["measures"]["ratio"] == pytest.approx(1, abs=1e-2 if "epochs" in options else 1e-6)
+
+
 def test_the_divergence_is_a_part_of_rloo_s_reward(
-    start: Any,  # noqa: F811
+    start: TinyRun,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -161,13 +213,13 @@ def test_the_divergence_is_a_part_of_rloo_s_reward(
 
 
 @pytest.mark.parametrize("normalisation", ["token", "sequence", "constant"])
-def test_rloo_has_no_choice_of_normalisation(start: Any, normalisation: str) -> None:  # noqa: F811
+def test_rloo_has_no_choice_of_normalisation(start: TinyRun, normalisation: str) -> None:
     with pytest.raises(RecipeError, match=f"`normalisation: {normalisation}` is none of rloo"):
         start(f"align: {{loss: rloo, {POLICY}, normalisation: {normalisation}}}")
 
 
 def test_what_prompts_begin_with_is_computed_once_and_changes_no_answer(
-    start: Any,  # noqa: F811
+    start: TinyRun,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -193,14 +245,14 @@ def test_what_prompts_begin_with_is_computed_once_and_changes_no_answer(
     assert apart[0] == apart[1] and len(apart[0]) == 12
 
 
-def test_the_judge_s_bill_is_that_of_the_whole_stage_after_a_kill(start: Any, tmp_path: Path) -> None:  # noqa: F811
+def test_the_judge_s_bill_is_that_of_the_whole_stage_after_a_kill(start: TinyRun, tmp_path: Path) -> None:
     class Stop:
         def emit(self, event: Any) -> None:
             if isinstance(event, Metric) and event.step == 3 and "reward" in event.values:
                 raise KeyboardInterrupt
 
     script = [{"match": "zzz", "text": "1"}, {"match": "fox", "error": "no"}, {"match": ".", "text": "5"}]
-    (tmp_path / "judge.jsonl").write_text("".join(json.dumps(line) + "\n" for line in script))
+    write_lines(tmp_path / "judge.jsonl", script)
     teacher = "teacher: {kind: scripted, script: judge.jsonl, price_usd_per_mtok: [100.0, 100.0]}"
     sampling = "num_generations: 4, prompts_per_rollout: 3, max_tokens: 12, max_failures: 1000"
     section = f"align: {{loss: rloo, rewards: [judge], {teacher}, {sampling}, max_steps: 4}}"

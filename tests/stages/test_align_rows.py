@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_align import WORDS, base_dir, lines, start  # noqa: F401  # fixtures of the stages
+from tiny_runs import WORDS, TinyRun, lines, write_lines, write_reward
 
 from tunesmith.errors import DataError, TrainingError
 from tunesmith.inference.rollouts import Rollout
@@ -22,10 +21,6 @@ from tunesmith.types import Conversation, Message
 pytestmark = pytest.mark.slow
 
 ROW = Conversation(messages=[Message(role="user", content="which?"), Message(role="assistant", content="fox")])
-
-
-def write(path: Path, rows: list[dict[str, Any]]) -> None:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 @pytest.mark.parametrize(
@@ -60,10 +55,10 @@ def test_a_text_is_whole_where_the_model_ended_it_once() -> None:
 
 
 def test_candidates_that_end_at_max_tokens_give_pairs_with_the_row_s_own_answer_alone(
-    start: Any,  # noqa: F811
+    start: TinyRun,
     tmp_path: Path,
 ) -> None:
-    (tmp_path / "reward.py").write_text("def shorter(prompt, completion, reference):\n    return -len(completion)\n")
+    write_reward(tmp_path, "return -len(completion)")
     rewards = "[{name: python, function: 'reward.py:shorter'}]"
     run = start(
         f"prefer: {{num_candidates: 3, max_tokens: 2, use_reference: true, rewards: {rewards}}}",
@@ -81,7 +76,7 @@ def test_candidates_that_end_at_max_tokens_give_pairs_with_the_row_s_own_answer_
 
 
 @pytest.mark.parametrize("section", ["align: {loss: dpo, max_steps: 1}", "reward_model: {max_steps: 1}"])
-def test_a_prefer_stage_without_a_pair_is_named_with_its_reasons(start: Any, tmp_path: Path, section: str) -> None:  # noqa: F811
+def test_a_prefer_stage_without_a_pair_is_named_with_its_reasons(start: TinyRun, tmp_path: Path, section: str) -> None:
     (tmp_path / "reward.py").write_text("def same(prompt, completion, reference):\n    return 1\n")
     prefer = "prefer: {num_candidates: 3, max_tokens: 4, rewards: [{name: python, function: 'reward.py:same'}]}"
     with pytest.raises(DataError, match=r"made no pair of 10 prompts \((cut_off|level|alike) \d") as caught:
@@ -89,23 +84,23 @@ def test_a_prefer_stage_without_a_pair_is_named_with_its_reasons(start: Any, tmp
     assert caught.value.where == "recipe.prefer" and "prefer.temperature" in (caught.value.hint or "")
 
 
-def test_answers_longer_than_training_s_are_left_out(start: Any, tmp_path: Path) -> None:  # noqa: F811
+def test_answers_longer_than_training_s_are_left_out(start: TinyRun, tmp_path: Path) -> None:
     pairs = [{"prompt": f"which {word}?", "chosen": f"fox {word}", "rejected": "dog"} for word in WORDS[:4]]
     pairs.append({"prompt": "which is it, " * 12, "chosen": "fox", "rejected": "dog"})
-    write(tmp_path / "short.jsonl", pairs)
+    write_lines(tmp_path / "short.jsonl", pairs)
     aligned = start("align: {loss: dpo, max_steps: 1}", "tokenize.max_length=64", more="short.jsonl")
     aligned = aligned.artifacts()["align"]
     assert (aligned.manifest.counts["used"], aligned.manifest.counts["dropped_overlong"]) == (4, 1)
     assert lines(aligned.file("dropped.jsonl"))[0]["detail"].endswith("expected at most 64")
 
 
-def test_pairs_that_ask_what_a_test_row_asks_are_left_out(start: Any, tmp_path: Path) -> None:  # noqa: F811
+def test_pairs_that_ask_what_a_test_row_asks_are_left_out(start: TinyRun, tmp_path: Path) -> None:
     question = "where is my order number nine and when will it come to my house"
-    write(tmp_path / "test.jsonl", [{"instruction": question, "output": "dog"}])
+    write_lines(tmp_path / "test.jsonl", [{"instruction": question, "output": "dog"}])
     asked = [f"say {word} {n}" for n, word in enumerate(WORDS[:10])]
     pairs = [{"prompt": text, "chosen": "fox", "rejected": "dog"} for text in asked]
     pairs.append({"prompt": f"please tell me {question}, thank you", "chosen": "fox", "rejected": "dog"})
-    write(tmp_path / "pairs.jsonl", pairs)
+    write_lines(tmp_path / "pairs.jsonl", pairs)
     held_out = ["curate.test_fraction=0.3", "ingest.test_files=[test.jsonl]", "ingest.system_prompt=Be short."]
     for loss, answers in [("dpo", 1), ("kto", 2)]:
         run = start(f"align: {{loss: {loss}, max_steps: 1}}", *held_out)
@@ -120,9 +115,9 @@ def test_pairs_that_ask_what_a_test_row_asks_are_left_out(start: Any, tmp_path: 
 
 
 @pytest.mark.parametrize(("loss", "answers"), [("dpo", 1), ("kto", 2)])
-def test_comparisons_marked_as_test_rows_are_counted(start: Any, tmp_path: Path, loss: str, answers: int) -> None:  # noqa: F811
+def test_comparisons_marked_as_test_rows_are_counted(start: TinyRun, tmp_path: Path, loss: str, answers: int) -> None:
     pairs = [{"prompt": f"which {word}?", "chosen": f"fox {word}", "rejected": "dog"} for word in WORDS[:7]]
-    write(tmp_path / "pairs.jsonl", [*pairs[:4], *({**pair, "split": "test"} for pair in pairs[4:])])
+    write_lines(tmp_path / "pairs.jsonl", [*pairs[:4], *({**pair, "split": "test"} for pair in pairs[4:])])
     aligned = start(f"align: {{loss: {loss}, max_steps: 1}}").artifacts()["align"]
     counts = aligned.manifest.counts
     assert (counts["used"], counts["dropped_marked_test"]) == (4 * answers, 3 * answers)
@@ -130,7 +125,24 @@ def test_comparisons_marked_as_test_rows_are_counted(start: Any, tmp_path: Path,
     assert lines(aligned.file("dropped.jsonl"))[0]["where"] == "pairs.jsonl:5"
 
 
-def test_aligning_moves_the_layers_that_training_moved(start: Any, base_dir: Path) -> None:  # noqa: F811
+@pytest.mark.parametrize(("loss", "answers"), [("dpo", 1), ("kto", 2)])
+def test_pairs_that_come_again_are_counted_and_learnt_from_once(
+    start: TinyRun,
+    tmp_path: Path,
+    loss: str,
+    answers: int,
+) -> None:
+    pairs = [{"prompt": f"which {word}?", "chosen": f"fox {word}", "rejected": "dog"} for word in WORDS[:4]]
+    write_lines(tmp_path / "pairs.jsonl", [*pairs, pairs[1], pairs[2]])
+    aligned = start(f"align: {{loss: {loss}, max_steps: 1}}").artifacts()["align"]
+    counts = aligned.manifest.counts
+    assert (counts["used"], counts["dropped_duplicate"]) == (4 * answers, 2 * answers)
+    assert counts["rows"] == counts["used"] + counts["dropped"] == 6 * answers
+    found = [row["where"] for row in lines(aligned.file("dropped.jsonl"))]
+    assert sorted(set(found)) == ["pairs.jsonl:5", "pairs.jsonl:6"]
+
+
+def test_aligning_moves_the_layers_that_training_moved(start: TinyRun, base_dir: Path) -> None:
     options = ["train.method=full", "train.trainable_layers=1"]
     artifacts = start("align: {loss: dpo, max_steps: 2, learning_rate: 1.0e-2}", *options).artifacts()
     files = [artifacts[stage].path / "model" / "model.safetensors" for stage in ("train", "align")]
@@ -142,7 +154,7 @@ def test_aligning_moves_the_layers_that_training_moved(start: Any, base_dir: Pat
     assert counted[0] == counted[1]
 
 
-def test_an_error_of_the_steps_names_the_section_align(start: Any) -> None:  # noqa: F811
+def test_an_error_of_the_steps_names_the_section_align(start: TinyRun) -> None:
     with pytest.raises(TrainingError, match="the loss is inf") as caught:
         start("align: {loss: ipo, beta: 1.0e-30}")
     assert caught.value.where == "recipe.align"

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from made_artifact import artifact
 from tunesmith.data.review import Decision
 from tunesmith.errors import DataError, TeacherError
 from tunesmith.hashing import digest_file
@@ -16,17 +17,13 @@ from tunesmith.protocols import Context
 from tunesmith.recipe import Curate, Ingest
 from tunesmith.stages import curate, ingest
 from tunesmith.text.jsonl import read_records, write_records
-from tunesmith.types import Artifact, Conversation, Excluded, Inputs, Manifest, Message, Outcome, Split, Task
+from tunesmith.types import Artifact, Conversation, Excluded, Inputs, Message, Outcome, Split, Task
 
 
-def artifact(path: Path, rows: list[Conversation], task: Task) -> Artifact:
+def conversations(path: Path, rows: list[Conversation], task: Task) -> Artifact:
     write_records(path / "conversations.jsonl", rows)
     write_records(path / "task.json", [task])
-    manifest = Manifest(
-        kind="conversations", stage=path.name, stage_version=1, key="k", digest="d", section={}, inputs={}, counts={},
-        facts={}, files={}, provenance={},
-    )  # fmt: skip
-    return Artifact(path, manifest)
+    return artifact(path, "conversations", stage=path.name)
 
 
 def row(
@@ -45,9 +42,9 @@ def run(
     tmp_path: Path, ctx: Context, given: list[Conversation], generated: list[Conversation] | None = None,
     task: Task | None = None, generated_task: Task | None = None, **fields: Any,
 ) -> Result:  # fmt: skip
-    artifacts = {"ingest": artifact(tmp_path / "ingest", given, task or Task())}
+    artifacts = {"ingest": conversations(tmp_path / "ingest", given, task or Task())}
     if generated is not None:
-        artifacts["generate"] = artifact(tmp_path / "generate", generated, generated_task or task or Task())
+        artifacts["generate"] = conversations(tmp_path / "generate", generated, generated_task or task or Task())
     return run_on(tmp_path, ctx, artifacts, **fields)
 
 
@@ -202,7 +199,7 @@ def ingested(tmp_path: Path, ctx: Context, path: Path, **fields: Any) -> Artifac
     out = tmp_path / "ingest"
     ingest.run(Ingest.model_validate({"files": path.name, **fields}), Inputs({}, {path.name: path}), out, ctx)
     rows = read_records(out / "conversations.jsonl", Conversation)
-    return artifact(out, rows, Task())
+    return conversations(out, rows, Task())
 
 
 def test_lamini_keeps_the_first_row_of_each_question(tmp_path: Path, ctx: Context, shared_data: Path):
@@ -266,7 +263,7 @@ def test_training_rows_that_hold_a_test_question_or_an_evaluation_question_go(tm
         row("What do sheep eat all day", "Grass, mostly.", source="a:3"),
         row(test_question, "Because.", split="test", source="t:1"),
     ]
-    artifacts = {"ingest": artifact(tmp_path / "ingest", given, Task())}
+    artifacts = {"ingest": conversations(tmp_path / "ingest", given, Task())}
     section = Curate(decontaminate_against=("exam.jsonl",))
     assert section.file_names() == ["exam.jsonl"]
     curate.run(section, Inputs(artifacts, {"exam.jsonl": exam}), tmp_path / "curated", ctx)
@@ -311,7 +308,7 @@ def test_an_evaluation_question_without_an_answer_is_protected_too(tmp_path: Pat
     with exam.open("a") as stream:
         stream.write(json.dumps({"question": EVAL_QUESTION, "answer": ""}) + "\n")
     artifacts = {
-        "ingest": artifact(tmp_path / "ingest", [row("Solve it.", f"One: {EVAL_QUESTION}"), row(LONG)], Task())
+        "ingest": conversations(tmp_path / "ingest", [row("Solve it.", f"One: {EVAL_QUESTION}"), row(LONG)], Task())
     }
     section = Curate(decontaminate_against=("exam.jsonl",))
     outcome = curate.run(section, Inputs(artifacts, {"exam.jsonl": exam}), tmp_path / "curated", ctx)
@@ -346,7 +343,7 @@ def scripted(tmp_path: Path, *texts: str, **fields: Any) -> dict[str, Any]:
 def test_a_judge_scores_training_rows_once_and_its_answers_are_kept(tmp_path: Path, ctx: Context):
     given = [row("about apples", source="a:1"), row("about bricks", source="a:2"), row("held out", split="test")]
     judge = scripted(tmp_path, '{"match": "apples", "text": "5\\nGood."}', '{"match": "bricks", "text": "2\\nBad."}')
-    artifacts = {"ingest": artifact(tmp_path / "ingest", given, Task())}
+    artifacts = {"ingest": conversations(tmp_path / "ingest", given, Task())}
     outcomes = []
     for _ in range(2):  # the second run finds every answer on file
         section = Curate.model_validate({**judge, "filters": ["alpagasus"]})
@@ -437,7 +434,7 @@ def test_what_a_person_decided_holds_against_filters_but_not_against_test_rows(t
         Decision(verdict="keep", id=given[3].id, messages=given[3].messages),
     ]
     write_records(tmp_path / "review.jsonl", decisions)
-    artifacts = {"ingest": artifact(tmp_path / "ingest", given, Task(system_prompt="Be kind."))}
+    artifacts = {"ingest": conversations(tmp_path / "ingest", given, Task(system_prompt="Be kind."))}
     section = Curate.model_validate({"review": "review.jsonl", "filters": ["refusal"]})
     inputs = Inputs(artifacts, {"review.jsonl": tmp_path / "review.jsonl"})
     outcome = curate.run(section, inputs, tmp_path / "curated", ctx)

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from made_artifact import artifact
 from tunesmith.chat.templates import load_template
 from tunesmith.errors import RecipeError, TeacherError, TemplateMismatch
 from tunesmith.events import Note, Progress
@@ -18,7 +19,7 @@ from tunesmith.protocols import Context
 from tunesmith.recipe import Evaluate, Runtime, TeacherSection
 from tunesmith.stages import evaluate
 from tunesmith.text.jsonl import read_log, read_records, write_records
-from tunesmith.types import Artifact, Conversation, Inputs, Manifest, Message, Outcome, Sample, Task
+from tunesmith.types import Conversation, Inputs, Message, Outcome, Sample, Task
 
 pytestmark = pytest.mark.slow
 
@@ -59,11 +60,6 @@ def models(tmp_path_factory) -> Path:
     build_model(folder / "base", seed=1)
     build_model(folder / "tuned", seed=2)
     return folder
-
-
-def artifact(path: Path, kind: str, facts: dict[str, Any]) -> Artifact:
-    empty: dict[str, Any] = {"section": {}, "inputs": {}, "counts": {}, "files": {}, "provenance": {}}
-    return Artifact(path, Manifest(kind=kind, stage=kind, stage_version=1, key="k", digest="d", facts=facts, **empty))
 
 
 def rows(count: int = NUM_ROWS) -> list[Conversation]:
@@ -169,6 +165,27 @@ def test_the_losses_are_those_of_the_reference_under_each_model(inputs: Inputs, 
         assert score.explanation == f"{len(targets)} tokens"
 
 
+def test_the_test_rows_are_asked_under_the_condition_that_the_recipe_names(
+    inputs: Inputs, tmp_path: Path, quick
+) -> None:
+    section = SECTION.model_copy(update={"condition": "GPT3"})
+    with pytest.raises(RecipeError, match="writes no condition") as caught:
+        run(inputs, tmp_path / "refused", quick, section)
+    assert caught.value.where == "recipe.evaluate.condition"
+
+    template = load_template("chatml").replace(
+        "message['content']", "(message['condition'] or 'GPT4') + message['content']"
+    )
+    checkpoint = inputs["train"]
+    (checkpoint.path / "chat_template.jinja").write_text(template, encoding="utf-8")
+    checkpoint.manifest.facts["template_digest"] = digest_text(template)
+    jobs = [evaluate._open(each, inputs, tmp_path / "out", quick) for each in (SECTION, section)]
+    texts = [[job.renderer.tokenizer.decode(prompt.input_ids) for prompt in job.prompts if prompt] for job in jobs]
+    assert len(texts[0]) == NUM_ROWS and all("GPT4Question" in text for text in texts[0])
+    assert texts[1] == [text.replace("GPT4", "GPT3") for text in texts[0]]
+    assert all("GPT3{" in each.text for each in jobs[1].rendered if each)
+
+
 def must_not_load(*args: Any, **kwargs: Any) -> None:
     raise AssertionError("a model was loaded")
 
@@ -177,11 +194,19 @@ class _Killed(BaseException):
     """Stands for kill -9: nothing may catch it."""
 
 
+@pytest.fixture(scope="module")
+def whole() -> dict[str, bytes]:
+    """Files of an evaluation that nobody killed: the first test that needs them fills it in."""
+    return {}
+
+
 @pytest.mark.parametrize("survivors", [1, 8, 10, 14, 20, 29, 35])
 def test_a_kill_after_any_record_changes_no_byte_and_writes_nothing_twice(
-    inputs: Inputs, tmp_path: Path, quick, monkeypatch, survivors: int
+    inputs: Inputs, tmp_path: Path, quick, monkeypatch, whole: dict[str, bytes], survivors: int
 ) -> None:
-    run(inputs, tmp_path / "whole", quick)
+    if not whole:
+        run(inputs, tmp_path / "whole", quick)
+        whole.update(files_of(tmp_path / "whole"))
     appended: list[str] = []
     real = evaluate.RecordLog.append
 
@@ -198,7 +223,7 @@ def test_a_kill_after_any_record_changes_no_byte_and_writes_nothing_twice(
         run(inputs, tmp_path / "out", quick)
     before, survivors = list(appended), -1
     run(inputs, tmp_path / "out", quick)
-    assert files_of(tmp_path / "out") == files_of(tmp_path / "whole")
+    assert files_of(tmp_path / "out") == whole
     assert sorted(appended) == sorted(set(appended)) and len(appended) == 4 * NUM_ROWS > len(before)
 
 

@@ -12,7 +12,9 @@ import torch
 from tunesmith.errors import RecipeError
 from tunesmith.pipeline import execute
 from tunesmith.resolve import resolve_mapping
+from tunesmith.stages.train import choose_device
 from tunesmith.store import Store
+from tunesmith.training.ranks import Ranks
 
 needs_no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")
 
@@ -57,6 +59,44 @@ def test_a_device_that_is_not_there_is_refused_before_anything_is_paid(start: An
     with pytest.raises(RecipeError, match="cuda:99") as caught:
         start("runtime.device=cuda:99")
     assert (caught.value.where, sink.events) == ("recipe.runtime.device", [])
+
+
+@pytest.mark.parametrize("torchrun", [False, True])
+def test_one_device_for_several_processes_is_refused_before_anything_is_paid(
+    start: Any, sink: Any, monkeypatch: pytest.MonkeyPatch, torchrun: bool
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    several = "runtime.num_processes=2"
+    if torchrun:
+        several = "runtime.num_processes=auto"
+        for name, value in {"MASTER_ADDR": "127.0.0.1", "RANK": "0", "WORLD_SIZE": "2"}.items():
+            monkeypatch.setenv(name, value)
+    with pytest.raises(RecipeError, match="2 processes cannot share the one device 'cuda:1'") as caught:
+        start("runtime.device=cuda:1", several)
+    assert (caught.value.where, sink.events) == ("recipe.runtime.device", [])
+    assert "device: cuda, and each process" in str(caught.value.hint)
+
+
+def test_more_processes_than_devices_are_refused_before_anything_is_paid(
+    start: Any, sink: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(RecipeError, match="3 processes need as many CUDA devices, and torch sees 2"):
+        start("runtime.device=cuda", "runtime.num_processes=3")
+    for name, value in {"MASTER_ADDR": "127.0.0.1", "RANK": "0", "WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "4"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(RecipeError, match="torchrun has started 4 processes on this machine, and torch sees 2"):
+        start("runtime.device=cuda")
+    assert sink.events == []
+
+
+def test_each_rank_of_a_machine_has_the_device_of_its_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setattr(Ranks, "current", lambda: Ranks(7, 8))
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    assert choose_device("cuda") == torch.device("cuda", 3)
+    with pytest.raises(RecipeError, match="8 processes cannot share"):
+        choose_device("cuda:1")
 
 
 def test_a_file_of_the_last_stage_is_looked_for_before_the_first(start: Any, sink: Any) -> None:

@@ -19,6 +19,7 @@ import pytest
 
 import tunesmith.stages.generate as generate_stage
 import tunesmith.teachers.openai as openai_teacher
+from made_artifact import artifact
 from teachers.fake_openai import FakeOpenAI, Fault, say, serving
 from tunesmith.errors import BudgetExceeded, DataError, MissingExtra, RecipeError, TeacherError, TunesmithError
 from tunesmith.events import Note, Progress
@@ -26,7 +27,7 @@ from tunesmith.protocols import Context
 from tunesmith.recipe import Generate, Runtime
 from tunesmith.stages.generate import run
 from tunesmith.text.jsonl import read_records, write_records
-from tunesmith.types import Artifact, Conversation, Excluded, Inputs, Manifest, Message, Outcome, Task
+from tunesmith.types import Artifact, Conversation, Excluded, Inputs, Message, Outcome, Task
 
 OUTPUTS = ("conversations.jsonl", "rejects.jsonl", "task.json", "answers.jsonl")
 WORDS = [
@@ -87,11 +88,7 @@ def ingest_of(folder: Path, task: Task | None = None, rows: list[Conversation] |
         rows = [seed(number) for number in range(12)] + [seed(number, "test") for number in range(6)]
     write_records(folder / "conversations.jsonl", rows)
     write_records(folder / "task.json", [task or Task(description="Answer.", system_prompt="Be brief.")])
-    manifest = Manifest(
-        kind="conversations", stage="ingest", stage_version=1, key="k", digest="d", section={}, inputs={}, counts={},
-        facts={}, files={}, provenance={},
-    )  # fmt: skip
-    return Artifact(folder, manifest)
+    return artifact(folder, "conversations", stage="ingest")
 
 
 def write_rows(body: dict[str, Any]) -> dict[str, Any]:

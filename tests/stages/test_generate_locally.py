@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 
+from made_artifact import artifact
 from tunesmith.protocols import Context
 from tunesmith.recipe import Generate, Runtime, TeacherSection
 from tunesmith.resolve import load_recipe
 from tunesmith.stages.generate import run
 from tunesmith.text.jsonl import read_records, write_records
-from tunesmith.types import Artifact, Conversation, Inputs, Manifest, Split, Task
+from tunesmith.types import Artifact, Conversation, Inputs, Split, Task
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "support-desk"
 FILES: dict[str, Split] = {"seeds.jsonl": "train", "test.jsonl": "test"}
@@ -35,11 +36,7 @@ def support_desk(folder: Path) -> Artifact:
         description="Read a message from a customer of a bicycle shop and answer in JSON.", output_schema=schema
     )
     write_records(folder / "task.json", [task])
-    manifest = Manifest(
-        kind="conversations", stage="ingest", stage_version=1, key="k", digest="d", section={}, inputs={}, counts={},
-        facts={}, files={}, provenance={},
-    )  # fmt: skip
-    return Artifact(folder, manifest)
+    return artifact(folder, "conversations", stage="ingest")
 
 
 def test_the_recipe_with_more_rows_trains_as_the_demo_does() -> None:

@@ -10,12 +10,13 @@ import torch
 from gguf import GGUFReader
 from safetensors.numpy import load_file
 
+from shelf import ShelfStore
 from small_models import build_model
 from tunesmith.errors import ExportError, ModelError
 from tunesmith.model.load import load_model
 from tunesmith.pipeline import execute
 from tunesmith.resolve import resolve_mapping
-from tunesmith.store import Run, Store
+from tunesmith.store import Run
 
 pytestmark = pytest.mark.slow
 
@@ -56,7 +57,7 @@ def start(
         "export": {"formats": formats, "num_check_prompts": 3, "max_logit_difference": 1e-2},
         "runtime": {"num_threads": 1, "precision": "fp32"},
     }
-    return execute(resolve_mapping(recipe, folder=folder), Store(root), sink, until)
+    return execute(resolve_mapping(recipe, folder=folder), ShelfStore(root, folder / "shelf"), sink, until)
 
 
 def test_yarn_twice_as_long_trains_and_the_export_carries_it(folder: Path, tmp_path: Path, sink):

@@ -14,6 +14,8 @@ import torch
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
+from chinese_words import WORDS
+from made_artifact import artifact
 from sentencepiece_file import PIECES, model_bytes
 from small_models import TEMPLATE, build_model
 from tunesmith.errors import DataError, RecipeError
@@ -30,32 +32,13 @@ from tunesmith.recipe.pretrain import Pretrain
 from tunesmith.stages import base_model as base_stage
 from tunesmith.stages.corpus import TextTokenizer, cut_passages, read_corpus
 from tunesmith.stages.pretrain import run
-from tunesmith.types import Artifact, Inputs, Manifest, Outcome
+from tunesmith.types import Artifact, Inputs, Outcome
 
 pytestmark = pytest.mark.slow
 
-WORDS = (
-    "自行车",
-    "订单",
-    "退款",
-    "我们",
-    "今天",
-    "天气",
-    "很好",
-    "请问",
-    "什么",
-    "时候",
-    "可以",
-    "收到",
-    "新的",
-    "车轮",
-)
 
-
-def artifact(path: Path, outcome: Outcome) -> Artifact:
-    empty: dict[str, Any] = {"section": {}, "inputs": {}, "files": {}, "provenance": {}}
-    named: dict[str, Any] = {"kind": outcome.kind, "stage": outcome.kind, "stage_version": 1, "key": "k", "digest": "d"}
-    return Artifact(path, Manifest(**named, counts=outcome.counts, facts=outcome.facts, **empty))
+def as_artifact(path: Path, outcome: Outcome) -> Artifact:
+    return artifact(path, outcome.kind, outcome.facts, counts=outcome.counts)
 
 
 @pytest.fixture(scope="module")
@@ -65,11 +48,6 @@ def corpus_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("corpus") / "corpus.jsonl"
     path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
     return path
-
-
-@pytest.fixture(scope="module")
-def base_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_model(tmp_path_factory.mktemp("base") / "tiny")
 
 
 @pytest.fixture
@@ -85,7 +63,7 @@ def call(tmp_path: Path, sink: Any, base_dir: Path, corpus_file: Path) -> Any:
         options = {"num_test_texts": 8, "num_new_tokens": 60, "embedding_steps": 3, "max_steps": 4, "pack_length": 128}
         chosen = Pretrain(**{"files": "corpus.jsonl", **options, **section})
         files = {name: corpus_file.parent / name for name in chosen.file_names()}
-        return out, run(chosen, Inputs({"base_model": artifact(base_out, base)}, files), out, ctx)
+        return out, run(chosen, Inputs({"base_model": as_artifact(base_out, base)}, files), out, ctx)
 
     return start
 
@@ -105,7 +83,7 @@ def test_it_stands_in_for_the_base_model_with_the_same_facts_and_a_place_of_its_
     assert outcome.facts["num_parameters"] == base_facts["num_parameters"] + 60 * 64
     moved = tmp_path / "committed"
     out.rename(moved)  # what the store does
-    assert base_model_path(artifact(moved, outcome)) == moved / "model"
+    assert base_model_path(as_artifact(moved, outcome)) == moved / "model"
     assert json.loads((moved / "model.json").read_bytes()) == outcome.facts
     spec = next(spec for spec in STAGES if spec.name == "pretrain")
     assert (spec.stands_for, spec.needs) == ("base_model", ("base_model",))

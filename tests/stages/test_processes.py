@@ -16,6 +16,7 @@ import pytest
 import torch.distributed as dist
 import yaml
 
+from shelf import ShelfStore
 from small_models import build_model
 from tunesmith.errors import MissingExtra, RecipeError, StoreError, TrainingError
 from tunesmith.events import CallbackSink, Metric, Note, NullSink, read_events
@@ -26,7 +27,7 @@ from tunesmith.resolve import resolve_mapping
 from tunesmith.stages import processes
 from tunesmith.stages.child_processes import Children
 from tunesmith.stages.processes import Seat, num_local_processes
-from tunesmith.store import Run, Store, list_runs
+from tunesmith.store import Run, list_runs
 from tunesmith.types import Inputs
 
 NUM_STEPS = 150
@@ -63,7 +64,7 @@ def train(
     folder: Path, root: str, max_steps: int, events: EventSink, align: dict[str, Any] | None = None, **runtime: Any
 ) -> Run:
     resolved = resolve_mapping({**recipe(folder, max_steps, **runtime), "align": align}, folder=folder)
-    return execute(resolved, Store(folder / root), events)
+    return execute(resolved, ShelfStore(folder / root, folder / "shelf"), events)
 
 
 def losses_of(run: Run) -> list[float]:
@@ -200,6 +201,7 @@ def test_an_interrupt_a_kill_and_torchrun_end_in_the_losses_of_one_process(folde
     _, errors = first.communicate(timeout=60)
     assert first.returncode == 130 and b"interrupted" in errors, errors.decode()
     assert not psutil.wait_procs(children, timeout=20)[1]
+    assert max(root.rglob("scratch/checkpoints/step-*")).name == f"step-{steps():06d}"  # no step was lost
 
     second = start_and_reach(steps() + 15)
     children = descendants(second.pid)

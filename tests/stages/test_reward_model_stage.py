@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,59 +12,23 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from tiny_runs import WORDS, TinyRun, lines, write_lines, write_reward
 
 from small_models import build_model
 from tunesmith.errors import DataError, ModelError, RecipeError
 from tunesmith.events import Metric, Note
 from tunesmith.inference.reward_model import open_reward_model
 from tunesmith.model.value_head import load_value_head, new_value_head, save_value_head
-from tunesmith.pipeline import execute
 from tunesmith.protocols import Attempt
 from tunesmith.recipe import RewardModel
 from tunesmith.recipe.align import Align
-from tunesmith.resolve import load_recipe
 from tunesmith.stages.reward_pairs import split_pairs
 from tunesmith.stages.scalar_heads import first_value_head
-from tunesmith.store import Run, Store
 from tunesmith.types import Inputs, Message, Preference
 
 pytestmark = pytest.mark.slow
 
-RECIPE = """
-name: tiny
-base_model: {base}
-ingest: {{files: [rows.jsonl, {more}], task: Answer in one word.}}
-curate: {{max_similarity: 1}}
-train: {{max_steps: 2, lora_rank: 4, learning_rate: 1.0e-3}}
-{extra}
-evaluate: null
-export: null
-runtime: {{num_threads: 1, precision: fp32, eval_batch_size: 4}}
-"""
-WORDS = [
-    "the",
-    "quick",
-    "brown",
-    "fox",
-    "jumps",
-    "over",
-    "a",
-    "lazy",
-    "dog",
-    "and",
-    "they",
-    "have",
-    "said",
-    "it",
-    "is",
-    "so",
-]
 PPO = "loss: ppo, num_generations: 2, prompts_per_rollout: 3, max_tokens: 8, max_steps: 2, learning_rate: 1.0e-3"
-
-
-@pytest.fixture(scope="module")
-def base_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_model(tmp_path_factory.mktemp("base") / "tiny")
 
 
 def planted_pairs(number: int) -> list[dict[str, Any]]:
@@ -78,26 +43,10 @@ def planted_pairs(number: int) -> list[dict[str, Any]]:
 
 
 @pytest.fixture
-def start(tmp_path: Path, base_dir: Path, sink: Any) -> Any:
-    rows = [{"instruction": f"say {word} {n}", "output": f"{word} dog"} for n, word in enumerate(WORDS[:10])]
-    write(tmp_path / "rows.jsonl", rows)
-    write(tmp_path / "pairs.jsonl", planted_pairs(30))
-
-    def run(
-        extra: str, *overrides: str, until: str | None = "reward_model", more: str = "pairs.jsonl", told: Any = None
-    ) -> Run:
-        (tmp_path / "recipe.yaml").write_text(RECIPE.format(base=base_dir, extra=extra, more=more))
-        return execute(load_recipe(tmp_path, list(overrides)), Store(tmp_path / "root"), told or sink, until)
-
-    return run
-
-
-def write(path: Path, rows: list[dict[str, Any]]) -> None:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-
-
-def lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
+def start(start: TinyRun, tmp_path: Path) -> Any:
+    """Up to the stage reward_model, on planted pairs."""
+    write_lines(tmp_path / "pairs.jsonl", planted_pairs(30))
+    return partial(start, until="reward_model")
 
 
 def attempts_of(ids: list[str], rows: list[dict[str, Any]], side: str) -> list[Attempt]:
@@ -111,7 +60,7 @@ def test_a_trained_reward_model_tells_held_out_pairs_apart_and_its_files_give_th
     start: Any, tmp_path: Path, base_dir: Path
 ) -> None:
     rows = planted_pairs(200)
-    write(tmp_path / "pairs.jsonl", rows)
+    write_lines(tmp_path / "pairs.jsonl", rows)
     made = start("reward_model: {learning_rate: 5.0e-3, num_epochs: 3, held_out_fraction: 0.25}").artifacts()[
         "reward_model"
     ]
@@ -141,7 +90,7 @@ def test_marked_pairs_are_held_out_and_every_other_row_is_counted_where_it_went(
     rows[0]["split"] = rows[1]["split"] = "test"
     rows.append({"prompt": "who?", "chosen": "please a dog", "rejected": " please a dog"})
     rows.append({"prompt": "which is it, " * 300, "chosen": "please", "rejected": "dog"})
-    write(tmp_path / "pairs.jsonl", rows)
+    write_lines(tmp_path / "pairs.jsonl", rows)
     made = start("reward_model: {max_steps: 1}").artifacts()["reward_model"]
     counts = made.manifest.counts
     assert (counts["pairs"], counts["used"], counts["held_out"], counts["dropped"]) == (10, 6, 2, 2)
@@ -151,7 +100,7 @@ def test_marked_pairs_are_held_out_and_every_other_row_is_counted_where_it_went(
 
 def test_what_the_tuned_model_will_be_asked_is_not_learnt_from(start: Any, tmp_path: Path) -> None:
     asked = [{"prompt": f"say {word} {n}", "chosen": "please", "rejected": "no"} for n, word in enumerate(WORDS[:10])]
-    write(tmp_path / "pairs.jsonl", asked)
+    write_lines(tmp_path / "pairs.jsonl", asked)
     run = start("reward_model: {max_steps: 1, held_out_fraction: 0}", "curate.test_fraction=0.3")
     counts = run.artifacts()["reward_model"].manifest.counts
     assert run.artifacts()["curate"].facts["num_test"] == 3
@@ -188,14 +137,14 @@ def test_without_pairs_or_without_a_measure_it_says_so(start: Any, tmp_path: Pat
     assert run.artifacts()["reward_model"].facts["held_out_pairs"] == 0
     assert run.artifacts()["reward_model"].file("held_out.jsonl").read_text() == ""
     assert any(isinstance(event, Note) and "no pair is held out" in event.message for event in sink.events)
-    write(tmp_path / "pairs.jsonl", [{"prompt": "who?", "chosen": "a dog", "rejected": "a dog "}])
+    write_lines(tmp_path / "pairs.jsonl", [{"prompt": "who?", "chosen": "a dog", "rejected": "a dog "}])
     with pytest.raises(DataError, match="none of 1 pairs can be learnt from; the first: alike"):
         start("reward_model: {}")
 
 
 def test_the_pairs_own_scores_are_a_margin_where_asked(start: Any, tmp_path: Path) -> None:
     rows = [{**row, "score_chosen": 3.0, "score_rejected": 1.0} for row in planted_pairs(6)]
-    write(tmp_path / "pairs.jsonl", rows)
+    write_lines(tmp_path / "pairs.jsonl", rows)
     losses = [
         start(f"reward_model: {{max_steps: 1, held_out_fraction: 0, margin_weight: {weight}}}")
         .artifacts()["reward_model"]
@@ -246,7 +195,7 @@ def test_all_weights_learn_but_the_output_head_and_a_stopped_training_goes_on(
     given = ("train.method=full", "train.learning_rate=1e-4", f"base_model={untied}")
     section = "reward_model: {max_steps: 4, learning_rate: 1.0e-3}"
     with pytest.raises(KeyboardInterrupt):
-        start(section, *given, told=Stop("reward_model", 2))
+        start(section, *given, events=Stop("reward_model", 2))
     resumed = start(section, *given).artifacts()
     (tmp_path / "root").rename(tmp_path / "other")
     whole = start(section, *given).artifacts()
@@ -258,28 +207,40 @@ def test_all_weights_learn_but_the_output_head_and_a_stopped_training_goes_on(
     assert "lm_head.weight" in same and "model.embed_tokens.weight" not in same and len(same) < len(before) / 2
 
 
-def test_two_processes_learn_what_one_does(start: Any) -> None:
-    section = "reward_model: {max_steps: 3, global_batch_size: 4, learning_rate: 1.0e-3}"
+@pytest.mark.parametrize("layers", ["all", 0], ids=["all-layers", "head-alone"])
+def test_two_processes_with_a_part_of_the_weights_each_learn_what_one_does(
+    start: Any, sink: Any, layers: str | int
+) -> None:
+    """The head is whole on both, and no part of the model: where it alone is trained, no other weight has a gradient."""
+    section = f"reward_model: {{max_steps: 2, global_batch_size: 4, learning_rate: 1.0e-2, trainable_layers: {layers}}}"
     alone = start(section).artifacts()["reward_model"]
-    alone_losses = lines(alone.file("losses.jsonl"))
+    expected, tensors = lines(alone.file("losses.jsonl")), load_file(alone.file("value_head.safetensors"))
+    names = load_file(alone.file("adapter/adapter_model.safetensors")).keys()
     shutil.rmtree(alone.path.resolve())
-    both = start(section, "runtime.num_processes=2", "runtime.device=cpu").artifacts()["reward_model"]
+    several = ("runtime.num_processes=2", "runtime.device=cpu", "runtime.shard_weights=true")
+    both = start(section, *several).artifacts()["reward_model"]
     losses = lines(both.file("losses.jsonl"))
-    assert [row["loss"] for row in losses] == pytest.approx([row["loss"] for row in alone_losses], rel=1e-4)
+    assert [list(row) for row in losses] == [list(row) for row in expected]
+    assert [row["loss"] for row in losses] == pytest.approx([row["loss"] for row in expected], rel=1e-4)
     assert both.facts["held_out_margin"] == pytest.approx(alone.facts["held_out_margin"], rel=1e-2, abs=1e-3)
+    for name, tensor in load_file(both.file("value_head.safetensors")).items():
+        torch.testing.assert_close(tensor, tensors[name], atol=2e-4, rtol=1e-2)
+    assert load_file(both.file("adapter/adapter_model.safetensors")).keys() == names
+    notes = [event.message for event in sink.events if isinstance(event, Note)]
+    assert "weights are spread over 2 processes" in notes
 
 
 def test_ppo_is_rewarded_by_the_reward_model_of_its_recipe_and_its_value_function_is_kept(
     start: Any, tmp_path: Path, base_dir: Path
 ) -> None:
-    (tmp_path / "reward.py").write_text("def shorter(prompt, completion, reference):\n    return -len(completion)\n")
+    write_reward(tmp_path, "return -len(completion)")
     extra = (
         "prefer: {num_candidates: 3, max_tokens: 10, use_reference: true, rewards: [{python: 'reward.py:shorter'}]}\n"
         "reward_model: {learning_rate: 5.0e-3, num_epochs: 2}\n"
         f"align: {{{PPO}, rewards: [reward_model], value_function: reward_model}}"
     )
     with pytest.raises(KeyboardInterrupt):
-        start(extra, "runtime.checkpoint_every_steps=1", until="align", more="rows.jsonl", told=Stop("align", 1))
+        start(extra, "runtime.checkpoint_every_steps=1", until="align", more="rows.jsonl", events=Stop("align", 1))
     run = start(extra, until="align", more="rows.jsonl")
     made = run.artifacts()
     assert made["reward_model"].manifest.counts["pairs"] == made["prefer"].manifest.counts["pairs"] > 3

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from made_artifact import artifact
 from tunesmith.chat.templates import load_template
 from tunesmith.errors import DataError, RecipeError
 from tunesmith.recipe import Tokenize
@@ -17,7 +18,7 @@ from tunesmith.stages import tokenize
 from tunesmith.stages.tokenize import TokenizedRow, load_sample
 from tunesmith.text.jsonl import read_records, write_records
 from tunesmith.training.batches import load_samples
-from tunesmith.types import Artifact, Conversation, Excluded, Inputs, Manifest, Message, Outcome, Task
+from tunesmith.types import Conversation, Excluded, Inputs, Message, Outcome, Task
 
 
 @pytest.fixture(scope="module")
@@ -45,11 +46,6 @@ def conversation(question: str, answer: str, source: str = "") -> Conversation:
 
 
 ROWS = [conversation("ab" * n, "cd" * n, f"seeds.jsonl:{n}") for n in (1, 2, 3, 40)]
-
-
-def artifact(path: Path, kind: str, facts: dict) -> Artifact:
-    empty = {"section": {}, "inputs": {}, "counts": {}, "files": {}, "provenance": {}}
-    return Artifact(path, Manifest(kind=kind, stage=kind, stage_version=1, key="k", digest="d", facts=facts, **empty))
 
 
 @pytest.fixture

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from made_artifact import artifact
 from tunesmith.chat.templates import load_template
 from tunesmith.recipe import Tokenize
 from tunesmith.stages import tokenize
 from tunesmith.text.jsonl import read_records, write_records
-from tunesmith.types import Artifact, Conversation, Excluded, Inputs, Manifest, Message, Task
+from tunesmith.types import Conversation, Excluded, Inputs, Message, Task
 
 
 def talk(*lengths: int) -> Conversation:
@@ -41,16 +42,8 @@ def inputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Inputs:
     write_records(tmp_path / "test.jsonl", [talk(42, 43, 44)])
     write_records(tmp_path / "task.json", [Task()])
     monkeypatch.setattr(tokenize, "base_model_path", lambda _: tmp_path / "model")
-    empty = {"section": {}, "inputs": {}, "counts": {}, "files": {}, "provenance": {}}
-
-    def artifact(kind: str, facts: dict[str, int]) -> Artifact:
-        return Artifact(
-            tmp_path, Manifest(kind=kind, stage=kind, stage_version=1, key="k", digest="d", facts=facts, **empty)
-        )
-
-    return Inputs(
-        {"curate": artifact("curated", {}), "base_model": artifact("base_model", {"context_length": 512})}, {}
-    )
+    base = artifact(tmp_path, "base_model", {"context_length": 512})
+    return Inputs({"curate": artifact(tmp_path, "curated"), "base_model": base}, {})
 
 
 def test_long_rows_become_pieces_and_the_text_files_hold_the_arrays(tmp_path: Path, inputs: Inputs, ctx):

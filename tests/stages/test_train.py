@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.numpy import save_file
 
-from small_models import build_model
+from made_artifact import artifact
 from tunesmith.errors import RecipeError, TrainingError
 from tunesmith.events import Metric, Note
 from tunesmith.model.load import load_checkpoint, load_model
@@ -21,19 +21,9 @@ from tunesmith.recipe import Runtime, Train
 from tunesmith.stages import train as stage
 from tunesmith.stages.train import choose_device, run
 from tunesmith.training import saving
-from tunesmith.types import Artifact, Inputs, Manifest, Outcome
+from tunesmith.types import Artifact, Inputs, Outcome
 
 LENGTHS = [30, 12, 25, 40, 8, 33, 21, 17]
-
-
-def artifact(path: Path, kind: str, facts: dict[str, Any]) -> Artifact:
-    empty: dict[str, Any] = {"section": {}, "inputs": {}, "counts": {}, "files": {}, "provenance": {}}
-    return Artifact(path, Manifest(kind=kind, stage=kind, stage_version=1, key="k", digest="d", facts=facts, **empty))
-
-
-@pytest.fixture(scope="module")
-def base_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_model(tmp_path_factory.mktemp("base") / "tiny")
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 from safetensors.torch import load_file
-from test_train import as_checkpoint, base_dir, call, files, inputs  # noqa: F401  # fixtures of the stage
+from test_train import as_checkpoint, call, files, inputs  # noqa: F401  # fixtures of the stage
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from small_models import build_model, build_tokenizer
@@ -54,19 +54,20 @@ def test_dora_trains_matrices_and_magnitudes_and_merges(call: Any, base_dir: Pat
     assert 0 < float((trained - lengths).detach().abs().max()) < 0.1
 
 
-def test_adapters_on_the_top_block_alone(call: Any, sink: Any) -> None:  # noqa: F811
+def test_adapters_on_the_top_block_alone(call: Any, sink: Any, base_dir: Path) -> None:  # noqa: F811
     out, outcome = call(trainable_layers=1)
     tensors = load_file(out / "adapter/adapter_model.safetensors")
     assert {name.split(".")[4] for name in tensors} == {"1"}
     assert outcome.facts["num_trainable"] == 4096
     notes = [event.message for event in sink.events if isinstance(event, Note)]
-    assert any(note.startswith("4,096 of ") and "parameters are trained" in note for note in notes)
+    own = sum(p.numel() for p in load_model(base_dir, device="cpu", dtype=torch.float32).parameters())
+    assert f"4,096 parameters are trained, beside a model of {own:,} ({4096 / own:.2%})" in notes
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_full_training_of_the_top_block_leaves_every_other_weight_as_it_was(
     call: Any,  # noqa: F811
-    base_dir: Path,  # noqa: F811
+    base_dir: Path,
     precision: str,
 ) -> None:
     out, outcome = call(method="full", trainable_layers=1, runtime={"precision": precision})
@@ -104,7 +105,7 @@ def test_frozen_fp32_weights_survive_training_in_bf16(
 )
 def test_embeddings_change_where_the_recipe_says_so(
     call: Any,  # noqa: F811
-    base_dir: Path,  # noqa: F811
+    base_dir: Path,
     options: dict[str, Any],
     moves: bool,
 ) -> None:
@@ -141,7 +142,7 @@ def test_qlora_without_a_graphics_card_is_refused_before_any_work(
 @pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed")
 def test_qlora_trains_and_merges_with_the_cpu_kernels_of_bitsandbytes(
     call: Any,  # noqa: F811
-    base_dir: Path,  # noqa: F811
+    base_dir: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(stage, "check_quantisation", lambda device: None)

@@ -1,5 +1,5 @@
 """The ready recipes of examples/: Alpaca-LoRA, gpt-llm-trainer, BELLE, OpenChat. Each is checked for the settings of the system
-it follows, planned, run as far as rows go, and on the embedded model for a step."""
+it follows, planned, run as far as rows go, and on a small model for a step."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import pytest
 import torch
 import yaml
 
+from shelf import ShelfStore
 from small_models import build_model
 from tunesmith.chat.template import ChatTemplate
 from tunesmith.chat.templates import load_template
@@ -47,7 +48,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     },
     "openchat": {
         "method": "full", "lr_schedule": "cosine", "warmup_ratio": 0.05, "num_epochs": 5, "weight_decay": 0.1,
-        "adam_beta1": 0.9, "adam_beta2": 0.95,
+        "adam_beta1": 0.9, "adam_beta2": 0.95, "adam_epsilon": 1e-5, "min_learning_rate_ratio": 0.1,
     },
 }  # fmt: skip
 ROWS = {  # (rows in, train, test) of curate
@@ -118,24 +119,29 @@ def test_four_bits_without_a_graphics_card_end_in_an_error_that_says_what_to_tak
 
 @pytest.mark.real
 @pytest.mark.parametrize("name", RECIPES)
-def test_a_recipe_takes_a_step_on_the_embedded_model(name: str, tmp_path: Path, smollm2: object):
+def test_a_recipe_takes_a_step_on_a_small_model_with_the_embedded_one_s_tokens(
+    name: str, tmp_path: Path, tiny_model_dir: Path, shelf: Path
+):
     method = ["train.method=lora"] if name == "gpt-llm-trainer" else []
-    resolved = recipe(name, "train.max_steps=1", "train.global_batch_size=1", *method)
-    run = execute(resolved, Store(tmp_path), NullSink(), until="train")
+    base = f"{'base_model.name' if name == 'openchat' else 'base_model'}={tiny_model_dir}"
+    resolved = recipe(name, base, "train.max_steps=1", "train.global_batch_size=1", *method)
+    run = execute(resolved, ShelfStore(tmp_path, shelf), NullSink(), until="train")
     assert counts(run, "tokenize")["dropped"] == 0
     trained = run.artifact("train")
     assert trained is not None and trained.facts["num_steps"] == 1
-    assert 0 < trained.facts["first_loss"] < 10
+    assert 10 < trained.facts["first_loss"] < 12  # it knows nothing: about ln(49,152)
 
 
 @pytest.mark.real
-def test_openchat_writes_its_conditions_and_keeps_a_talk_beyond_the_length_of_the_base(tmp_path: Path, smollm2: object):
+def test_openchat_writes_its_conditions_and_keeps_a_talk_beyond_the_length_of_the_base(
+    tmp_path: Path, smollm2: object, shelf: Path
+):
     long = [{"from": "human", "value": "bicycle " * 9000}, {"from": "gpt", "value": "So many."}]
     (tmp_path / "long.jsonl").write_text(json.dumps({"id": "long", "model": "careful-writer", "items": long}) + "\n")
     folder = RECIPES["openchat"].parent
     files = f"ingest.files=[{folder / 'talks.jsonl'}, {tmp_path / 'long.jsonl'}]"
     overrides = [files, "tokenize.pack_length=auto", "tokenize.write_text=true", "curate.max_prompt_words=10000"]
-    longer = execute(recipe("openchat", *overrides), Store(tmp_path / "runs"), NullSink(), until="tokenize")
+    longer = execute(recipe("openchat", *overrides), ShelfStore(tmp_path / "runs", shelf), NullSink(), until="tokenize")
     assert (counts(longer, "tokenize")["samples"], counts(longer, "tokenize")["dropped"]) == (41, 0)
     texts = [
         json.loads(line)["text"] for line in (longer.path / "tokenize" / "tokens.train.jsonl").read_text().splitlines()
@@ -144,5 +150,7 @@ def test_openchat_writes_its_conditions_and_keeps_a_talk_beyond_the_length_of_th
     assert sorted({(begin, begins.count(begin)) for begin in begins}) == [("GPT3 ", 20), ("GPT4 Correct ", 21)]
     assert all(text.endswith("<|end_of_turn|>") for text in texts)
     as_it_is = ["base_model.context_length=null", "base_model.rope_scaling=none"]
-    shorter = execute(recipe("openchat", *overrides, *as_it_is), Store(tmp_path / "runs"), NullSink(), until="tokenize")
+    shorter = execute(
+        recipe("openchat", *overrides, *as_it_is), ShelfStore(tmp_path / "runs", shelf), NullSink(), until="tokenize"
+    )
     assert (counts(shorter, "tokenize")["samples"], counts(shorter, "tokenize")["dropped"]) == (40, 1)

@@ -12,6 +12,7 @@ from typing import Any
 import psutil
 import pytest
 
+from shelf import ShelfStore
 from tunesmith.data import rows as rows_module
 from tunesmith.data.readers import containers
 from tunesmith.events import Progress
@@ -95,8 +96,15 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def digests(project: Path, root: str, until: str, *overrides: str, events: Any = None) -> dict[str, str]:
-    run = execute(load_recipe(project, list(overrides)), Store(project / root), events or Quiet(), until)
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What one process made, for the tests that compare with it."""
+    return tmp_path_factory.mktemp("kept")
+
+
+def digests(project: Path, until: str, *overrides: str, kept: Path | None = None, events: Any = None) -> dict[str, str]:
+    store = ShelfStore(project / "here", kept) if kept else Store(project / "there")
+    run = execute(load_recipe(project, list(overrides)), store, events or Quiet(), until)
     artifacts = run.artifacts()
     assert "curate" in artifacts
     counts = artifacts["curate"].manifest.counts
@@ -110,38 +118,38 @@ def digests(project: Path, root: str, until: str, *overrides: str, events: Any =
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_bytes_do_not_depend_on_who_works(project: Path, kind: str):
-    here = digests(project, "here", "curate", "runtime.num_workers=1")
-    assert digests(project, "there", "curate", kind, "runtime.num_workers=2") == here
+def test_the_bytes_do_not_depend_on_who_works(project: Path, kept: Path, kind: str):
+    here = digests(project, "curate", "runtime.num_workers=1", kept=kept)
+    assert digests(project, "curate", kind, "runtime.num_workers=2") == here
     excluded = (project / "here").glob("artifacts/curate-*/excluded.jsonl")
     reasons = {json.loads(line)["reason"] for path in excluded for line in path.read_text().splitlines()}
     assert reasons >= {"blacklist", "exact", "conflicting_reply", "word_length"}
 
 
 @pytest.mark.real
-def test_samples_do_not_depend_on_who_works(project: Path):
-    here = digests(project, "here", "tokenize", "runtime.num_workers=1", "tokenize.write_text=true")
-    there = digests(project, "there", "tokenize", "runtime.num_workers=2", "tokenize.write_text=true")
+def test_samples_do_not_depend_on_who_works(project: Path, kept: Path):
+    here = digests(project, "tokenize", "runtime.num_workers=1", "tokenize.write_text=true", kept=kept)
+    there = digests(project, "tokenize", "runtime.num_workers=2", "tokenize.write_text=true")
     assert there == here
     assert {"tokenize/samples.safetensors", "tokenize/tokens.test.jsonl"} <= set(here)
 
 
 @pytest.mark.parametrize("task", ["read", "check"])
-def test_a_worker_that_is_killed_mid_run_loses_nothing(project: Path, task: str):
-    here = digests(project, "here", "curate", "runtime.num_workers=1")
+def test_a_worker_that_is_killed_mid_run_loses_nothing(project: Path, kept: Path, task: str):
+    here = digests(project, "curate", "runtime.num_workers=1", kept=kept)
     killer = KillAWorker(task)
-    assert digests(project, "there", "curate", "runtime.num_workers=2", events=killer) == here
+    assert digests(project, "curate", "runtime.num_workers=2", events=killer) == here
     assert killer.killed
 
 
 @pytest.mark.real
-def test_two_machines_give_the_bytes_of_one_process(project: Path, monkeypatch: pytest.MonkeyPatch):
+def test_two_machines_give_the_bytes_of_one_process(project: Path, kept: Path, monkeypatch: pytest.MonkeyPatch):
     cluster_utils = pytest.importorskip("ray.cluster_utils")
-    here = digests(project, "here", "curate", "runtime.num_workers=1")
+    here = digests(project, "curate", "runtime.num_workers=1", kept=kept)
     cluster = cluster_utils.Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
     try:
         cluster.add_node(num_cpus=1)
         monkeypatch.setenv("RAY_ADDRESS", cluster.address)
-        assert digests(project, "there", "curate", "runtime.workers=ray") == here
+        assert digests(project, "curate", "runtime.workers=ray") == here
     finally:
         cluster.shutdown()

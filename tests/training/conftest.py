@@ -10,21 +10,14 @@ import numpy as np
 import pytest
 import torch
 
-from small_models import build_model
 from tunesmith.model.adapters import AdapterConfig, add_adapter, choose_targets, target_names
 from tunesmith.model.load import load_model
 from tunesmith.training.batches import Samples
 
 
-@pytest.fixture(scope="session")
-def tiny_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two Llama blocks, 64 wide."""
-    return build_model(tmp_path_factory.mktemp("tiny") / "model")
-
-
 @pytest.fixture
-def tiny_model(tiny_dir: Path) -> Any:
-    return load_model(tiny_dir, device="cpu", dtype=torch.float32)
+def tiny_model(base_dir: Path) -> Any:
+    return load_model(base_dir, device="cpu", dtype=torch.float32)
 
 
 @pytest.fixture(autouse=True)

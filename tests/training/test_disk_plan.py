@@ -11,7 +11,7 @@ import torch
 
 from tunesmith.errors import StoreError
 from tunesmith.store import check_disk
-from tunesmith.training.disk_plan import check_training_disk, training_disk_bytes
+from tunesmith.training.disk_plan import check_activations_disk, check_training_disk, training_disk_bytes
 
 _Usage = namedtuple("_Usage", "total used free")
 
@@ -36,6 +36,22 @@ def test_too_little_room_is_an_error_with_figures(tmp_path: Path, monkeypatch: p
     with pytest.raises(StoreError, match=r"may take 20,000 bytes, and 5,000 are free \(15,000 too few\)") as error:
         check_training_disk(tmp_path / "not" / "made" / "yet", model(), keep_checkpoints=2, whole_model=False)
     assert "runtime.keep_checkpoints 2" in str(error.value) and "--root" in str(error.value.hint)
+
+
+def test_what_frozen_blocks_compute_is_counted_for_each_process_and_beside_checkpoints(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def has_room(free: int, num_processes: int) -> bool:
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: _Usage(10**9, 0, free))
+        try:
+            check_activations_disk(tmp_path, 1_000, num_processes=num_processes, checkpoint_bytes=500)
+        except StoreError as error:
+            assert ("1,000 bytes for each of 4 processes" in str(error)) == (num_processes == 4)
+            return False
+        return True
+
+    assert [has_room(free, 1) for free in (1_499, 1_500)] == [False, True]
+    assert [has_room(free, 4) for free in (4_499, 4_500)] == [False, True]
 
 
 def test_exactly_enough_room_is_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -183,6 +183,6 @@ def test_a_disk_without_room_is_a_warning_and_training_goes_on(tmp_path: Path, m
         raise StoreError("no room")
 
     notes: list[str] = []
-    monkeypatch.setattr("tunesmith.training.frozen_blocks.check_disk", full)
+    monkeypatch.setattr("tunesmith.training.disk_plan.check_disk", full)
     assert len(run(tmp_path, notes, cache=True, model=half_frozen()).losses) > 4
     assert any("frozen blocks are computed in every epoch: no room" in note for note in notes)

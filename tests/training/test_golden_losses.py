@@ -233,11 +233,13 @@ def rendered(answer: Answer) -> RenderedArrays:
 def our_losses(name: str) -> list[float]:
     """Three steps of the training engine, the whole data in one pack."""
     model, head = new_model(), new_head()
-    options: dict[str, Any] = (
-        {"rewards": [{"name": "exact"}], "kl_weight": KL} if name in ("grpo", "rloo", "ppo") else {}
-    )
+    options: dict[str, Any] = {"beta": BETA}
+    if name in ("grpo", "rloo", "ppo"):
+        options = {"rewards": [{"name": "exact"}], "kl_weight": KL, "rollout_epochs": STEPS}
+    elif name == "simpo":
+        options["simpo_gamma"] = GAMMA
     chosen: dict[str, Any] = {} if name == "cross_entropy" else {"loss": name}
-    section = Align(beta=BETA, simpo_gamma=GAMMA, **chosen, **options)
+    section = Align(**chosen, **options)
     if name in ("grpo", "rloo", "ppo"):
         samples = policy_samples(name, model, head)
         loss: Any = PolicyLoss(section, head if name == "ppo" else None)

@@ -76,6 +76,21 @@ def test_log_probabilities_and_their_gradients_equal_torchs(
         torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-4)
 
 
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_entropies_and_their_gradients_equal_torchs(temperature: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(head_module._LOGITS_BYTES, "cpu", 4 * 4 * 50)  # four rows at once
+    hidden, weight, bias = leaves()
+    found = Head(weight, bias).entropies(hidden, temperature)
+    expected = torch.distributions.Categorical(logits=F.linear(hidden, weight, bias) / temperature).entropy()
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    factors = torch.linspace(-1, 2, 11)
+    ours = torch.autograd.grad((found * factors).sum(), (hidden, weight, bias))
+    theirs = torch.autograd.grad((expected * factors).sum(), (hidden, weight, bias))
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
+    assert Head(weight, bias).entropies(hidden[:0], 1.0).shape == (0,)
+
+
 def test_row_weights_scale_what_a_row_counts() -> None:
     hidden, weight, bias = leaves()
     targets, weights = torch.arange(11), torch.linspace(0, 2, 11)

@@ -23,7 +23,7 @@ LENGTHS = [30, 12, 25, 40, 8, 33, 21, 17, 38, 5, 29, 14]
 
 
 @pytest.fixture
-def start(tiny_dir: Path, tmp_path: Path, make_samples: Any, with_adapter: Any, sink: Any) -> Callable[..., Trained]:
+def start(base_dir: Path, tmp_path: Path, make_samples: Any, with_adapter: Any, sink: Any) -> Callable[..., Trained]:
     """Train a fresh model; `folder` keeps the checkpoints, so calling it again resumes."""
 
     def run(folder: str, *, section: dict[str, Any] | None = None, pace: dict[str, Any] | None = None,
@@ -31,7 +31,7 @@ def start(tiny_dir: Path, tmp_path: Path, make_samples: Any, with_adapter: Any, 
             change: Callable[[Any], None] | None = None) -> Trained:  # fmt: skip
         options: dict[str, Any] = {"num_epochs": 3, "global_batch_size": 2, "max_steps": 6, "warmup_ratio": 0.2}
         train_section = Train(**{**options, **(section or {})})
-        model = load_model(tiny_dir, device="cpu", dtype=dtype)
+        model = load_model(base_dir, device="cpu", dtype=dtype)
         if train_section.method == "lora":
             with_adapter(model, dropout=train_section.lora_dropout)
         else:

@@ -189,6 +189,24 @@ def test_on_a_cpu_what_would_not_fit_is_never_run(samples: Samples, monkeypatch:
     assert max(lent.rows(members) for members in lent.ran) <= 500
 
 
+def test_a_sample_of_two_tokens_forbids_nothing(
+    make_samples: Callable[..., Samples], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What two tokens take is what any number of tokens takes, and not two thousandths of what two thousand do."""
+    lent = Lent(make_samples([2, 2000]))
+    fixed = 4 * 8 * sum(parameter.numel() for parameter in lent.model.parameters())
+    monkeypatch.setattr(memory_plan, "available_bytes", lambda _: fixed + 2000 * 2 * LAYERS * WIDTH * 4 + 5_000_000)
+    run = lent.run
+
+    def run_with_buffer(members: Sequence[int]) -> None:
+        run(members)
+        torch.empty(100_000)  # whatever the rows are
+
+    monkeypatch.setattr(lent, "run", run_with_buffer)
+    assert lent.plan([((1,),)], 1).micro_batch_size == 1
+    assert lent.ran == [(1,), (1,)]
+
+
 RSS_CHECK = """
 import sys, torch, psutil
 from pathlib import Path

@@ -3,62 +3,47 @@
 from __future__ import annotations
 
 import contextlib
-import json
-import os
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from rank_runs import RankRuns
 
 from tunesmith.training.ranks import Ranks
 
-LENGTHS = [30, 12, 25, 38, 8, 33, 21, 17, 39, 5, 11, 40, 7]
+ONE_PACK = [20, 12]
 
 
-def run_ranks(tiny_dir: Path, folder: Path, size: int, **spec: Any) -> list[float]:
-    folder.mkdir(exist_ok=True)
-    (folder / "store-0").unlink(missing_ok=True)
-    spec = {"model": str(tiny_dir), "out": str(folder), "store": str(folder / "store"), "lengths": LENGTHS, **spec}
-    program = [sys.executable, str(Path(__file__).parent / "rank_program.py"), json.dumps(spec)]
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    started = [
-        subprocess.Popen([*program, str(rank), str(size)], env=env, stderr=subprocess.PIPE) for rank in range(size)
-    ]
-    for process in started:
-        _, errors = process.communicate(timeout=200)
-        assert process.returncode == 0, errors.decode()
-    losses = [json.loads((folder / f"losses-{size}-{rank}.json").read_text()) for rank in range(size)]
-    assert all(each == losses[0] for each in losses)
-    return losses[0]
+@pytest.fixture(scope="module")
+def runs(base_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> RankRuns:
+    """`parts` stops after three steps on two ranks and goes on with one."""
+    made = RankRuns(tmp_path_factory.mktemp("ranks"), base_dir)
+    made.alone("alone")
+    made.alone("one-pack-alone", lengths=ONE_PACK)
+    made.together(made.spec("together"), made.spec("parts", max_steps=3), made.spec("one-pack", lengths=ONE_PACK))
+    made.alone("parts")
+    return made
 
 
 @pytest.mark.real
-def test_two_ranks_take_the_steps_of_one(tiny_dir: Path, tmp_path: Path) -> None:
-    alone = run_ranks(tiny_dir, tmp_path / "alone", 1)
-    together = run_ranks(tiny_dir, tmp_path / "together", 2)
+def test_two_ranks_take_the_steps_of_one(runs: RankRuns) -> None:
+    alone = runs.losses("alone", 1)
     assert len(alone) >= 4 and alone[-1] < alone[0]
-    assert together == pytest.approx(alone, rel=1e-5)
-    one = torch.load(tmp_path / "alone" / "weights-1-0.pt", weights_only=True)
-    first, second = (torch.load(tmp_path / "together" / f"weights-2-{n}.pt", weights_only=True) for n in (0, 1))
-    for name, weight in one.items():
+    assert runs.losses("together", 2) == pytest.approx(alone, rel=1e-5)
+    first, second = (runs.weights("together", 2, rank) for rank in (0, 1))
+    for name, weight in runs.weights("alone", 1).items():
         assert torch.equal(first[name], second[name]), name
         torch.testing.assert_close(first[name], weight, atol=2e-4, rtol=1e-3)
-    assert (tmp_path / "together" / "metrics-0.jsonl").read_text() and not (
-        tmp_path / "together" / "metrics-1.jsonl"
-    ).read_text()
+    told = [(runs.root / "together" / f"metrics-{rank}.jsonl").read_text() for rank in (0, 1)]
+    assert told[0] and not told[1]
 
 
 @pytest.mark.real
-def test_a_training_goes_on_with_another_number_of_ranks(tiny_dir: Path, tmp_path: Path) -> None:
-    whole = run_ranks(tiny_dir, tmp_path / "whole", 1)
-    started = run_ranks(tiny_dir, tmp_path / "parts", 2, max_steps=3)
-    assert (tmp_path / "parts" / "checkpoints").is_dir()
-    resumed = run_ranks(tiny_dir, tmp_path / "parts", 1)
+def test_a_training_goes_on_with_another_number_of_ranks(runs: RankRuns) -> None:
+    whole, started, resumed = runs.losses("alone", 1), runs.losses("parts", 2), runs.losses("parts", 1)
+    assert (runs.root / "parts" / "checkpoints").is_dir()
     assert started[:2] == pytest.approx(whole[:2], rel=1e-3)  # the schedule's end differs, so only its begin is alike
     assert len(resumed) == len(whole) and resumed[0] == started[0]
 
@@ -71,6 +56,14 @@ def test_packs_are_shared_by_what_they_cost() -> None:
     costs = [sum((1 + lengths[i] / 4096) * lengths[i] for pack in share for i in pack) for share in shares]
     assert max(costs) / min(costs) < 1.35
     assert Ranks().share(packs, lengths) == packs
+
+
+def test_sums_over_ranks_have_the_order_of_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A line of metrics has the same keys in the same order however many processes write it."""
+    everyone = [{"loss": 1.0, "tokens": 2.0, "margin": 3.0}, {"loss": 4.0, "accuracy": 5.0, "margin": 6.0}]
+    monkeypatch.setattr(Ranks, "gather", lambda _self, _value: everyone)
+    summed = Ranks(0, 2).sum_named(everyone[0])
+    assert list(summed.items()) == [("loss", 5.0), ("tokens", 2.0), ("margin", 9.0), ("accuracy", 5.0)]
 
 
 def test_work_is_shared_out_by_key_and_every_rank_gets_all_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -92,6 +85,5 @@ def test_work_is_shared_out_by_key_and_every_rank_gets_all_of_it(monkeypatch: py
 
 
 @pytest.mark.real
-def test_a_rank_without_a_pack_adds_nothing(tiny_dir: Path, tmp_path: Path) -> None:
-    alone = run_ranks(tiny_dir, tmp_path / "alone", 1, lengths=[20, 12])  # one pack
-    assert run_ranks(tiny_dir, tmp_path / "together", 2, lengths=[20, 12]) == pytest.approx(alone, rel=1e-5)
+def test_a_rank_without_a_pack_adds_nothing(runs: RankRuns) -> None:
+    assert runs.losses("one-pack", 2) == pytest.approx(runs.losses("one-pack-alone", 1), rel=1e-5)

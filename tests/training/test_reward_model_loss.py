@@ -174,17 +174,17 @@ def run(model: Any, head: ValueHead, samples: Samples, folder: Path, section: Re
         )
 
 
-def fresh(tiny_dir: Path, with_adapter: Any) -> tuple[Any, ValueHead]:
-    model = load_model(tiny_dir, device="cpu", dtype=torch.float32)
+def fresh(base_dir: Path, with_adapter: Any) -> tuple[Any, ValueHead]:
+    model = load_model(base_dir, device="cpu", dtype=torch.float32)
     with_adapter(model)
     return model, new_value_head(64, rng_seed=1)
 
 
 def test_training_tells_pairs_apart_and_goes_on_with_its_head_after_a_stop(
-    tiny_dir: Path, with_adapter: Any, samples: Samples, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    base_dir: Path, with_adapter: Any, samples: Samples, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     section = RewardModel(num_epochs=4, lr_schedule="constant")
-    model, first = fresh(tiny_dir, with_adapter)
+    model, first = fresh(base_dir, with_adapter)
     drawn = first.weight.detach().clone()
     whole = run(model, first, samples, tmp_path / "whole", section)
 
@@ -199,9 +199,9 @@ def test_training_tells_pairs_apart_and_goes_on_with_its_head_after_a_stop(
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         call = RewardModelLoss.__call__
         patch.setattr(RewardModelLoss, "__call__", stopping)
-        run(*fresh(tiny_dir, with_adapter), samples, tmp_path / "stopped", section)
+        run(*fresh(base_dir, with_adapter), samples, tmp_path / "stopped", section)
     assert list((tmp_path / "stopped" / "checkpoints").iterdir())
-    model, second = fresh(tiny_dir, with_adapter)
+    model, second = fresh(base_dir, with_adapter)
     resumed = run(model, second, samples, tmp_path / "stopped", section)
 
     assert [row.loss for row in whole.losses] == [row.loss for row in resumed.losses]

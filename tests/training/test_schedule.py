@@ -67,7 +67,10 @@ def test_micro_batches_hold_each_pack_once() -> None:
 
 @pytest.mark.parametrize("schedule", ["cosine", "linear", "constant"])
 def test_the_rate_rises_to_its_peak_and_never_reaches_zero(schedule: Any) -> None:
-    rates = [learning_rate_at(step, 100, peak=2e-4, schedule=schedule, warmup_ratio=0.1) for step in range(100)]
+    rates = [
+        learning_rate_at(step, 100, peak=2e-4, schedule=schedule, warmup_ratio=0.1, min_ratio=0.0)
+        for step in range(100)
+    ]
     assert rates[:11] == sorted(rates[:11]) and rates[10] == 2e-4
     assert rates[0] == pytest.approx(2e-4 / 11)
     assert min(rates) > 0
@@ -79,4 +82,16 @@ def test_the_rate_rises_to_its_peak_and_never_reaches_zero(schedule: Any) -> Non
 
 
 def test_without_warm_up_the_first_step_has_the_peak_rate() -> None:
-    assert learning_rate_at(0, 1, peak=1.0, schedule="cosine", warmup_ratio=0.0) == 1.0
+    assert learning_rate_at(0, 1, peak=1.0, schedule="cosine", warmup_ratio=0.0, min_ratio=0.1) == 1.0
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "linear"])
+def test_the_rate_falls_to_a_share_of_its_peak(schedule: Any) -> None:
+    def rates(least: float) -> list[float]:
+        options: Any = {"peak": 2.0, "schedule": schedule, "warmup_ratio": 0.1, "min_ratio": least}
+        return [learning_rate_at(step, 1000, **options) for step in range(1000)]
+
+    to_nothing, to_a_tenth = rates(0.0), rates(0.1)
+    assert to_a_tenth[:101] == to_nothing[:101] and max(to_a_tenth) == 2.0
+    assert to_a_tenth[100:] == pytest.approx([0.2 + 0.9 * rate for rate in to_nothing[100:]])
+    assert 0.2 < to_a_tenth[-1] < 0.203

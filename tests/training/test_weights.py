@@ -13,7 +13,7 @@ from tunesmith.training.weights import TrainableWeights
 
 
 def build(model: nn.Module, **changes: Any) -> TrainableWeights:
-    options: dict[str, Any] = {"learning_rate": 1e-3, "betas": (0.9, 0.999), "weight_decay": 0.0}
+    options: dict[str, Any] = {"learning_rate": 1e-3, "betas": (0.9, 0.999), "epsilon": 1e-8, "weight_decay": 0.0}
     return TrainableWeights(model, **{**options, **changes})
 
 
@@ -25,6 +25,19 @@ def linear(dtype: torch.dtype) -> nn.Linear:
 def take_step(model: nn.Linear, weights: TrainableWeights, rate: float) -> None:
     model(torch.ones(2, 4, dtype=model.weight.dtype)).float().sum().backward()
     weights.step(rate)
+
+
+def test_epsilon_shortens_the_steps_of_weights_with_small_gradients() -> None:
+    moved = dict[float, float]()
+    for epsilon in (1e-8, 1e-5):
+        model = linear(torch.float32)
+        with build(model, epsilon=epsilon) as weights:
+            before = model.weight.detach().clone()
+            model.weight.grad = torch.full_like(model.weight, 1e-5)
+            weights.step(1e-3)
+            moved[epsilon] = float((before - model.weight.detach()).mean())
+    assert moved[1e-8] == pytest.approx(1e-3, rel=2e-3)  # AdamW: rate * g / (|g| + epsilon)
+    assert moved[1e-5] == pytest.approx(0.5e-3, rel=2e-3)
 
 
 def test_steps_too_small_for_bf16_add_up_in_the_master() -> None:

@@ -24,18 +24,21 @@ def chat_with(
     *,
     message: str | None,
     system: str | None,
+    condition: str | None,
     temperature: float | None,
     max_tokens: int | None,
 ) -> None:
     """Talk to a run or a model."""
     sampling = SamplingParams(max_tokens=max_tokens or ANSWER_TOKENS, temperature=temperature or 0.0)
-    asyncio.run(_chat(reference, root or default_root(), message, system, sampling))
+    asyncio.run(_chat(reference, root or default_root(), message, system, condition, sampling))
 
 
-async def _chat(reference: str, root: Path, message: str | None, system: str | None, sampling: SamplingParams) -> None:
+async def _chat(
+    reference: str, root: Path, message: str | None, system: str | None, condition: str | None, sampling: SamplingParams
+) -> None:
     console = Console(stderr=True)
     with TerminalSink(console) as sink:
-        answerer = await open_answerer(reference, root, sink, system)
+        answerer = await open_answerer(reference, root, sink, system, condition)
     try:
         if message is not None:
             await _answer(answerer, [Message(role="user", content=message)], sampling)

@@ -194,6 +194,9 @@ def chat(
     model: RunOrModel,
     message: Annotated[str | None, typer.Option("--message", "-m", help="Ask this and print the answer.")] = None,
     system: Annotated[str | None, typer.Option(help="System message instead of the run's own.")] = None,
+    condition: Annotated[
+        str | None, typer.Option(help="Source class to answer like (C-RLFT); none = the template's own.")
+    ] = None,
     temperature: Annotated[float | None, typer.Option(min=0, help="Sampling temperature; none = greedy.")] = None,
     max_tokens: Annotated[int | None, typer.Option(min=1, metavar="N", help="Longest answer; none = 1,024.")] = None,
     root: Root = None,
@@ -201,7 +204,15 @@ def chat(
     """Talk to a model in the terminal."""
     from tunesmith.cli.chatting import chat_with
 
-    chat_with(model, root, message=message, system=system, temperature=temperature, max_tokens=max_tokens)
+    chat_with(
+        model,
+        root,
+        message=message,
+        system=system,
+        condition=condition,
+        temperature=temperature,
+        max_tokens=max_tokens,
+    )
 
 
 @app.command(epilog="Example: `tunesmith new my-desk --data my-examples.jsonl`")

@@ -12,9 +12,10 @@ from rich.table import Table
 
 from tunesmith.cli.counting import Counted, count_examples, tokens_of
 from tunesmith.cli.terminal import duration
+from tunesmith.errors import TunesmithError
 from tunesmith.generating.estimate import estimate as estimate_generation
 from tunesmith.model.catalog import ModelListing, list_models
-from tunesmith.pipeline import Plan, plan
+from tunesmith.pipeline import Plan, check_machine, plan
 from tunesmith.recipe import BaseModelSection, Train, split_sampled
 from tunesmith.resolve import ResolvedRecipe, load_recipe
 from tunesmith.store import Store, default_root
@@ -55,6 +56,11 @@ def show_plan(path: Path, overrides: Sequence[str], root: Path | None) -> None:
     console.print(table)
     if not size.known:
         console.print("sizes are guessed from the files until the rows are tokenised", style="dim")
+    try:
+        check_machine(planned, {stage.spec.name for stage in planned.stages})
+    except TunesmithError as refusal:
+        hint = f" ({refusal.hint})" if refusal.hint else ""
+        console.print(f"[red]`run` refuses this on this machine[/]: {escape(f'{refusal}{hint}')}", soft_wrap=True)
 
 
 def _measure(planned: Plan) -> Size:

@@ -1,12 +1,13 @@
 """Answers for reinforcement learning: token ids in, token ids out, with the log-probability each token was drawn with.
 
-Owns groups of answers to one prompt, their randomness and their log-probabilities. Knows no text, no reward and no loss:
-what was drawn is never decoded and encoded again, so training sees exactly these ids.
+Owns groups of answers to one prompt, their randomness and their log-probabilities. Knows no reward and no loss. Text is looked at
+to find stop strings alone: what was drawn is never decoded and encoded again, so training sees exactly these ids.
 
 Which distribution: softmax(logits / temperature) over the whole vocabulary, in fp32. Tokens are drawn from it and log-probabilities are
 of it, so a training forward that divides its logits by the same temperature has ratio 1 before its first update. Settings
 under which that is false (top_p, top_k, min_p, penalties, greedy) are refused: a nucleus gives the drawn token more
-probability than the policy has, by another factor at every token, and no later ratio would be right.
+probability than the policy has, by another factor at every token, and no later ratio would be right. A stop string changes no
+probability: it says when drawing ends, by what was drawn.
 
 A prompt goes through the model once, whatever the size of its group; every row starts at place 0 of its own slot, so there is
 no padding on either side and the position of a token is its place. A row that has ended makes room for the next at once.
@@ -38,7 +39,8 @@ from tunesmith.types import SamplingParams
 
 @dataclass(frozen=True)
 class Rollout:
-    """One sampled answer. token_ids and log_probs have the same length, at least 1; a stop token is the last of them.
+    """One sampled answer. token_ids and log_probs have the same length, at least 1; a stop token is the last of them, or the
+    token that completes a stop string.
 
     log_probs: nats, of softmax(logits / temperature). finish_reason "length": cut off at max_tokens or the end of the context.
     """
@@ -46,6 +48,7 @@ class Rollout:
     token_ids: tuple[int, ...]
     log_probs: tuple[float, ...]
     finish_reason: Literal["stop", "length"]
+    stop_string: str | None = None  # which ended it, None for a stop token; of several the first in the text
 
 
 @dataclass
@@ -59,18 +62,25 @@ class _Row:
     length: int  # places of its slot that are filled
     token_ids: list[int] = field(default_factory=list)
     log_probs: list[float] = field(default_factory=list)
+    stop_string: str | None = None
+
+
+_Find = Callable[[Sequence[int]], str | None]
+"""The stop string that the text of these ids holds."""
 
 
 class RolloutSampler:
     """Draws groups of answers from a model in memory, which it neither changes nor owns.
 
     batch_size: answers drawn side by side. Each answer has its own random numbers, from the seed, its prompt and its number
-    in the group: what else is in the batch, and in which order, changes it by rounding only.
+    in the group: what else is in the batch, and in which order, changes it by rounding only. decode: ids to the text in which stop
+    strings are looked for; without it there can be none.
     """
 
-    def __init__(self, model: Any, *, batch_size: int) -> None:
+    def __init__(self, model: Any, *, batch_size: int, decode: Callable[[Sequence[int]], str] | None = None) -> None:
         self._model = model
         self._batch_size = batch_size
+        self._decode = decode
         self._context_length = context_length_of(model)
         self._mask = StepMask(model.config, model.dtype)
 
@@ -90,18 +100,19 @@ class RolloutSampler:
         those of the policy, EngineError for a prompt that leaves no room, or where the model computes NaN.
         """
         check_sampling(sampling)
+        find = self._finder(sampling.stop)
         self._refuse_long(prompts)
         done: dict[tuple[int, int], Rollout] = {}
 
         def finish(row: _Row, reason: Literal["stop", "length"]) -> None:
-            rollout = Rollout(tuple(row.token_ids), tuple(row.log_probs), reason)
+            rollout = Rollout(tuple(row.token_ids), tuple(row.log_probs), reason, row.stop_string)
             done[row.place] = rollout
             if on_done is not None:
                 on_done(*row.place, rollout)
 
         with sampling_mode(self._model):
             waiting = self._waiting(prompts, sampling, group_size, shared_prefix)
-            self._run(waiting, sampling.temperature, finish)
+            self._run(waiting, sampling.temperature, find, finish)
         return [[done[index, answer] for answer in range(group_size)] for index in range(len(prompts))]
 
     def _waiting(
@@ -128,6 +139,7 @@ class RolloutSampler:
         self,
         waiting: Generator[tuple[_Row, Layers, torch.Tensor]],
         temperature: float,
+        find: _Find,
         finish: Callable[[_Row, Literal["stop", "length"]], None],
     ) -> None:
         running: list[_Row] = []  # row i lives in slot i
@@ -141,7 +153,7 @@ class RolloutSampler:
                     break
                 row, layers, logits = coming
                 slots = slots or SlotCache(layers, self._batch_size)
-                reason = _draw(logits, [row], temperature)[0]
+                reason = _draw(logits, [row], temperature, find)[0]
                 if reason is None:
                     slots.fill(len(running), layers)
                     running.append(row)
@@ -153,7 +165,7 @@ class RolloutSampler:
             logits = decode_step(self._model, self._mask, slots, tokens, lengths)
             for row in running:
                 row.length += 1
-            reasons = _draw(logits, running, temperature)
+            reasons = _draw(logits, running, temperature, find)
             # From the last slot down, so that a row moved into a freed slot has had its token already.
             for slot in range(len(running) - 1, -1, -1):
                 reason = reasons[slot]
@@ -164,6 +176,20 @@ class RolloutSampler:
                 if slot < len(running):
                     running[slot] = last
                     slots.move(len(running), slot)
+
+    def _finder(self, stops: Sequence[str]) -> _Find:
+        if not stops:
+            return lambda _ids: None
+        decode = self._decode
+        if decode is None:
+            raise EngineError("stop strings are looked for in text, and this sampler has no tokenizer to decode with")
+
+        def find(ids: Sequence[int]) -> str | None:
+            text = decode(ids)
+            places = {stop: text.find(stop) for stop in stops}
+            return min((stop for stop in stops if places[stop] >= 0), key=lambda stop: places[stop], default=None)
+
+        return find
 
     def _refuse_long(self, prompts: Sequence[Prompt]) -> None:
         for index, prompt in enumerate(prompts):
@@ -185,7 +211,6 @@ def check_sampling(sampling: SamplingParams) -> None:
         "min_p": sampling.min_p > 0,
         "frequency_penalty": sampling.frequency_penalty != 0,
         "presence_penalty": sampling.presence_penalty != 0,
-        "stop": bool(sampling.stop),
         "json_schema": sampling.json_schema is not None,
     }
     for name, asked in refused.items():
@@ -222,7 +247,9 @@ def sampling_mode(model: Any) -> Generator[None]:
         model.train(training)
 
 
-def _draw(logits: torch.Tensor, rows: Sequence[_Row], temperature: float) -> list[Literal["stop", "length"] | None]:
+def _draw(
+    logits: torch.Tensor, rows: Sequence[_Row], temperature: float, find: _Find
+) -> list[Literal["stop", "length"] | None]:
     """Gives each row its next token, for logits (R, V); why it ends with that, None while it goes on."""
     refuse_infinite(logits)
     tokens, log_probs = draw_tokens(logits, [row.generator for row in rows], temperature)
@@ -230,6 +257,10 @@ def _draw(logits: torch.Tensor, rows: Sequence[_Row], temperature: float) -> lis
     for row, token, log_prob in zip(rows, tokens, log_probs, strict=True):
         row.token_ids.append(token)
         row.log_probs.append(log_prob)
+        if token in row.stop_ids:
+            reasons.append("stop")
+            continue
+        row.stop_string = find(row.token_ids)
         ended = len(row.token_ids) >= row.limit
-        reasons.append("stop" if token in row.stop_ids else "length" if ended else None)
+        reasons.append("stop" if row.stop_string is not None else "length" if ended else None)
     return reasons

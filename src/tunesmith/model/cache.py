@@ -23,7 +23,7 @@ from tunesmith.errors import ModelError, StoreError
 from tunesmith.events import Note, Progress
 from tunesmith.hashing import digest_file, digest_text
 from tunesmith.protocols import EventSink
-from tunesmith.store import fsync, write_atomic
+from tunesmith.store import make_folder, put_in_place, write_atomic
 
 _POLL_SECONDS = 0.5
 
@@ -74,14 +74,10 @@ def partial_dir(name: str) -> Generator[Path]:
 
 def place(source: Path, final: Path) -> None:
     """Give finished work (a file or a folder) its final name: make it durable, then one rename."""
-    inside = [path for path in source.rglob("*") if path.is_file()] if source.is_dir() else []
-    for path in (*inside, source):
-        fsync(path)
-    final.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(final.parent)
     if final.is_dir() and source.is_dir():  # a damaged copy: never in use, since its lock is ours
         shutil.rmtree(final)
-    source.rename(final)
-    fsync(final.parent)
+    put_in_place(source, final)
 
 
 def need_room(size_bytes: int, what: str) -> None:

@@ -3,13 +3,13 @@
     FOLDER/step-000012/tensors.safetensors   weights and optimiser moments
     FOLDER/step-000012/state.json            everything else, and the digest of the tensors; written last
 
-A checkpoint is made under a temporary name, synced, and renamed. Nothing is pickled. Refuses to know what is trained.
+A checkpoint is made under a temporary name, made durable, and renamed: a kill or a loss of power leaves the earlier ones and
+this one whole, or without this one. Nothing is pickled. Refuses to know what is trained.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 from collections.abc import Mapping
@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 from tunesmith.errors import ModelError
 from tunesmith.hashing import digest_file
 from tunesmith.model.adapters import read_tensors
-from tunesmith.store import disk_error
+from tunesmith.store import disk_error, make_folder, put_in_place
 
 TENSORS = "tensors.safetensors"
 STATE = "state.json"
@@ -48,23 +48,19 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, *, keep: int) -> Path:
     making = folder / f".{final.name}.tmp"
     size = sum(tensor.numel() * tensor.element_size() for tensor in checkpoint.tensors.values())
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         for leftover in (making, final):
             if leftover.exists():
                 shutil.rmtree(leftover)
         making.mkdir()
         save_file(_on_cpu(checkpoint.tensors), making / TENSORS)
-        sync(making / TENSORS)
         state = {"step": checkpoint.step, "tensors": digest_file(making / TENSORS), "state": checkpoint.state}
         (making / STATE).write_text(json.dumps(state, sort_keys=True), encoding="utf-8")
-        sync(making / STATE)
-        making.replace(final)
-        sync(folder)
+        put_in_place(making, final)
     except OSError as error:
         shutil.rmtree(making, ignore_errors=True)
         raise disk_error(error, final, size) from error
-    for old in checkpoints_in(folder)[:-keep]:
-        shutil.rmtree(old)
+    delete_others(final, keep)
     return final
 
 
@@ -103,14 +99,15 @@ def checkpoints_in(folder: Path) -> list[Path]:
     return [path for _, path in sorted(found)]
 
 
+def delete_others(newest: Path, keep: int) -> None:
+    """Delete all checkpoints but `keep`, of which this is the newest. Those of later steps go too: they were passed over as
+    damaged when the training was taken up, and would be kept in place of whole ones."""
+    every = checkpoints_in(newest.parent)
+    kept = every[: every.index(newest) + 1][-keep:]
+    for path in every:
+        if path not in kept:
+            shutil.rmtree(path)
+
+
 def _on_cpu(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-
-
-def sync(path: Path) -> None:
-    """Make a file's content, or a folder's entries, durable."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -1,4 +1,4 @@
-"""Which weights of a model may change: its topmost blocks, its embeddings, or all. Knows no optimiser and no adapter."""
+"""Which weights of a model may change: its topmost blocks, its embeddings, or all. Knows no optimiser."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from tunesmith.errors import ModelError, RecipeError
+from tunesmith.model.adapters import adapter_layers
+from tunesmith.model.value_head import ATTACHED
 
 _WHERE = "recipe.train.trainable_layers"
 
@@ -82,10 +84,16 @@ def num_frozen_blocks(model: PreTrainedModel) -> int:
 
 
 def describe_trainable(model: nn.Module) -> str:
-    """One sentence: how many numbers change, of how many."""
-    every = {id(p): p for p in model.parameters()}.values()
-    changing = sum(p.numel() for p in every if p.requires_grad)
-    total = sum(p.numel() * (1 if p.is_floating_point() else 2) for p in every)  # two 4-bit numbers a byte
+    """One sentence: how many numbers change, and how many the model has without what was put beside it to be trained."""
+    every = {id(p): p for p in model.parameters()}
+    beside = {id(getattr(layer, part)) for layer in adapter_layers(model).values() for part in layer.parts}
+    head = getattr(model, ATTACHED, None)
+    beside |= {id(p) for p in head.parameters()} if isinstance(head, nn.Module) else set()
+    changing = sum(p.numel() for p in every.values() if p.requires_grad)
+    own = (p for key, p in every.items() if key not in beside)
+    total = sum(p.numel() * (1 if p.is_floating_point() else 2) for p in own)  # two 4-bit numbers a byte
+    if any(every[key].requires_grad for key in beside):
+        return f"{changing:,} parameters are trained, beside a model of {total:,} ({changing / total:.2%})"
     return f"{changing:,} of {total:,} parameters are trained ({changing / total:.2%})"
 
 

@@ -20,7 +20,7 @@ from safetensors import safe_open
 
 from tunesmith.errors import ModelError, RecipeError, StoreError
 from tunesmith.model.folder import read_safetensors_header, weight_files
-from tunesmith.store import disk_error, fsync
+from tunesmith.store import disk_error, put_in_place
 
 DTYPES: dict[str, torch.dtype] = {
     "F64": torch.float64,
@@ -212,12 +212,9 @@ def new_folder(out_dir: Path) -> Generator[Path]:
     try:
         making.mkdir(parents=True)
         yield making
-        for path in making.rglob("*"):
-            if path.is_file():
-                fsync(path)
         if out_dir.is_dir():
             out_dir.rmdir()
-        making.rename(out_dir)
+        put_in_place(making, out_dir)
     finally:
         shutil.rmtree(making, ignore_errors=True)
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from tunesmith.recipe.optimisation import Optimisation
 from tunesmith.recipe.rewards import RewardList, RewardModelOptions, is_own_reward_model
-from tunesmith.recipe.section import Auto, RngSeed, Section
+from tunesmith.recipe.section import Auto, RngSeed, Section, as_list
 from tunesmith.recipe.teaching import TeacherSection
 
 REFERENCE_FREE = ("orpo", "simpo")
@@ -17,6 +17,40 @@ REFERENCE_FREE = ("orpo", "simpo")
 
 ON_POLICY = ("grpo", "rloo", "ppo")
 """Losses over answers that are sampled while the model is trained."""
+
+
+_PAIRS = ("dpo", "ipo", "orpo", "simpo")
+
+_READ_BY: dict[str, tuple[str, ...]] = {
+    "global_batch_size": (*_PAIRS, "kto"),  # a rollout is a step
+    "beta": (*_PAIRS, "kto"),
+    "label_smoothing": ("dpo", "simpo"),
+    "simpo_gamma": ("simpo",),
+    "desirable_weight": ("kto",),
+    "undesirable_weight": ("kto",),
+    "teacher": ON_POLICY,
+    "budget_usd": ON_POLICY,
+    "max_failures": ON_POLICY,
+    "num_generations": ON_POLICY,
+    "prompts_per_rollout": ON_POLICY,
+    "rollout_epochs": ON_POLICY,
+    "temperature": ON_POLICY,
+    "max_tokens": ON_POLICY,
+    "stop": ON_POLICY,
+    "clip_low": ON_POLICY,
+    "clip_high": ON_POLICY,
+    "ratio_cap": ON_POLICY,
+    "ratio_level": ("grpo",),
+    "entropy_weight": ON_POLICY,
+    "kl_weight": ON_POLICY,
+    "normalisation": ("grpo", "ppo"),
+    "advantage_scale": ("grpo",),
+    "gamma": ("ppo",),
+    "gae_lambda": ("ppo",),
+    "value_weight": ("ppo",),
+    "value_function": ("ppo",),
+}
+"""Options that not every loss reads, and those that do."""
 
 
 class Prefer(Section):
@@ -138,11 +172,23 @@ class Align(Optimisation):
     max_tokens: int = Field(default=256, ge=1)
     """Longest sampled answer, in tokens."""
 
+    stop: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], BeforeValidator(as_list)] = ()
+    """A sampled answer ends where its text holds one of these; rewards see what stands before it."""
+
     clip_low: float = Field(default=0.2, gt=0, lt=1)
     """How far below 1 the ratio to the sampling model still has a gradient."""
 
     clip_high: float = Field(default=0.2, gt=0)
     """How far above 1; as far may PPO's value function move from what it said before."""
+
+    ratio_cap: Annotated[float, Field(gt=1)] | None = None
+    """Of an answer that earned less than expected the ratio counts at most this (dual clip); above 1 + clip_high; none = off."""
+
+    ratio_level: Literal["token", "sequence_mean"] = "token"
+    """Each token has its own ratio, or an answer has one, the geometric mean over its tokens, as in GSPO (grpo)."""
+
+    entropy_weight: float = Field(default=0.0, ge=0)
+    """What the entropy of each token's distribution is rewarded, in the loss."""
 
     kl_weight: float = Field(default=0.0, ge=0)
     """Weight of the divergence from the model before alignment."""
@@ -196,6 +242,15 @@ class Align(Optimisation):
         return self
 
     @model_validator(mode="after")
+    def _the_cap_is_beyond_the_clip(self) -> Align:
+        if self.ratio_cap is not None and self.ratio_cap <= 1 + self.clip_high:
+            raise ValueError(
+                f"`ratio_cap: {self.ratio_cap:g}` is not above 1 + clip_high = {1 + self.clip_high:g}: it bounds what the clip of "
+                "the other side leaves free; the paper takes 3"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _rewards_are_where_they_are_needed(self) -> Align:
         if self.loss in ON_POLICY and not self.rewards:
             raise ValueError(f"the loss {self.loss!r} needs `rewards`: say what an answer is rewarded for")
@@ -205,4 +260,14 @@ class Align(Optimisation):
             )
         if any(reward.asks_teacher for reward in self.rewards) and self.teacher is None:
             raise ValueError("the reward `judge` asks a teacher: add `align.teacher`")
+        return self
+
+    @model_validator(mode="after")
+    def _every_option_is_read(self) -> Align:
+        for name, losses in _READ_BY.items():
+            if self.loss not in losses and getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(
+                    f"the loss {self.loss!r} does not read `{name}`, which is for {', '.join(losses)}: leave it out, or take "
+                    "another loss"
+                )
         return self

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from tunesmith.recipe.section import Auto, RngSeed, Section
 
@@ -17,6 +17,9 @@ class Optimisation(Section):
 
     lr_schedule: Literal["cosine", "linear", "constant"] = "cosine"
     """How the learning rate falls after warm-up."""
+
+    min_learning_rate_ratio: float = Field(default=0.0, ge=0, le=1)
+    """What the schedule falls to, as a share of the peak (cosine, linear)."""
 
     warmup_ratio: float = Field(default=0.03, ge=0, lt=1)
     """Share of the steps over which the learning rate rises."""
@@ -39,8 +42,20 @@ class Optimisation(Section):
     adam_beta2: float = Field(default=0.999, ge=0, lt=1)
     """AdamW second moment decay."""
 
+    adam_epsilon: float = Field(default=1e-8, gt=0)
+    """Added to AdamW's divisor: weights whose gradients are about as small take smaller steps."""
+
     max_grad_norm: float = Field(default=1.0, gt=0)
     """Gradients are scaled down to this norm."""
 
     rng_seed: RngSeed = 17
     """Seed of adapter initialisation, dropout and data order."""
+
+    @model_validator(mode="after")
+    def _what_does_not_fall_has_no_end(self) -> Self:
+        if self.lr_schedule == "constant" and self.min_learning_rate_ratio:
+            raise ValueError(
+                f"`min_learning_rate_ratio: {self.min_learning_rate_ratio:g}` is where a rate falls to, and `lr_schedule: constant` "
+                "does not fall: leave it out, or take cosine or linear"
+            )
+        return self

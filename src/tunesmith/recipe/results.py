@@ -20,6 +20,9 @@ class Evaluate(Section):
     temperature: float = Field(default=0.0, ge=0)
     """Sampling temperature; 0 = greedy."""
 
+    condition: str | None = None
+    """Source class the answers are asked for under (C-RLFT), in templates that write it; none = the template's own."""
+
     exact_fields: StrList | Auto = "auto"
     """JSON fields scored by equality; auto = those the schema restricts by enum, const, pattern, boolean or number."""
 

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
+from tunesmith.chat.conditions import with_condition
 from tunesmith.inference.llama_cpp import LlamaCppEngine
 from tunesmith.protocols import Chunk, EventSink, Teacher
 from tunesmith.recipe import Runtime, TeacherSection
@@ -31,16 +32,23 @@ class Answerer(Protocol):
 
 
 class LocalAnswerer:
-    """A model in this process. Puts the task's system prompt before conversations that have none."""
+    """A model in this process. Puts the task's system prompt before conversations that have none.
 
-    def __init__(self, model: OpenedModel, engine: LlamaCppEngine, system_prompt: str | None) -> None:
-        self.model = model
+    condition: source class every answer is asked for under (C-RLFT); None = the template's own.
+    """
+
+    def __init__(
+        self, model: OpenedModel, engine: LlamaCppEngine, system_prompt: str | None, condition: str | None = None
+    ) -> None:
+        self.model, self._condition = model, condition
         self._engine = engine
         self._system_prompt = system_prompt if system_prompt is not None else model.task.system_prompt
 
     async def stream(self, messages: Sequence[Message], sampling: SamplingParams) -> AsyncIterator[Chunk]:
         """Pieces of the answer as they are written."""
-        prompt = self.model.renderer.prompt(with_system(messages, self._system_prompt))
+        renderer = self.model.renderer
+        asked = with_condition(messages, self._condition, template=renderer.template, where="--condition")
+        prompt = renderer.prompt(with_system(asked, self._system_prompt))
         async for chunk in self._engine.stream(prompt, sampling):
             yield chunk
 
@@ -90,9 +98,12 @@ def with_system(messages: Sequence[Message], system_prompt: str | None) -> list[
     return list(messages)
 
 
-async def open_answerer(reference: str, root: Path, events: EventSink, system_prompt: str | None) -> LocalAnswerer:
-    """Open a run or a model in this process."""
+async def open_answerer(
+    reference: str, root: Path, events: EventSink, system_prompt: str | None, condition: str | None = None
+) -> LocalAnswerer:
+    """Open a run or a model in this process. RecipeError for a condition that its template does not write."""
     model = open_model(reference, root, events)
+    with_condition((), condition, template=model.renderer.template, where="--condition")
     engine = LlamaCppEngine(
         require_gguf(model),
         context_length=min(CHAT_CONTEXT_LENGTH, model.context_length),
@@ -100,7 +111,7 @@ async def open_answerer(reference: str, root: Path, events: EventSink, system_pr
         num_threads=None,
     )
     await engine.start()
-    return LocalAnswerer(model, engine, system_prompt)
+    return LocalAnswerer(model, engine, system_prompt, condition)
 
 
 async def open_endpoint(

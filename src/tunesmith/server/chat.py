@@ -11,7 +11,8 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from tunesmith.errors import DataError
+from tunesmith.chat.conditions import with_condition
+from tunesmith.errors import DataError, RecipeError
 from tunesmith.protocols import Prompt, TokenLogprob
 from tunesmith.server.body import read_json
 from tunesmith.server.connection import StreamResponse
@@ -49,7 +50,7 @@ async def _job(asked: ChatRequest, gateway: Gateway) -> Job:
         for message in asked.messages
     ]
     messages = gateway.model.with_system(messages, enabled=gateway.settings.use_system_prompt)
-    prompt = await _render(gateway, messages)
+    prompt = await _render(gateway, _conditioned(gateway, messages, asked.condition))
     wanted = asked.max_completion_tokens or asked.max_tokens
     max_tokens = check_context(
         prompt,
@@ -64,6 +65,13 @@ async def _job(asked: ChatRequest, gateway: Gateway) -> Job:
         sampling=build_sampling(asked, max_tokens=max_tokens, json_schema=schema),
         top_logprobs=(asked.top_logprobs or 0) if asked.logprobs else None,
     )
+
+
+def _conditioned(gateway: Gateway, messages: Sequence[Message], condition: str | None) -> list[Message]:
+    try:
+        return with_condition(messages, condition, template=gateway.model.renderer.template, where="condition")
+    except RecipeError as error:
+        raise RequestError(400, error.message, param="condition", code="unsupported_parameter") from error
 
 
 async def _render(gateway: Gateway, messages: Sequence[Message]) -> Prompt:

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, TypeVar, cast
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
+from tunesmith.chat.conditions import MAX_CHARACTERS, PATTERN
 from tunesmith.server.responses import RequestError, from_validation, shorten
 
 MAX_CHOICES = 16
@@ -154,6 +155,7 @@ class ChatRequest(Sampling):
     """POST /v1/chat/completions."""
 
     messages: Annotated[list[ChatMessage], Field(min_length=1)]
+    condition: Annotated[str, Field(strict=True, max_length=MAX_CHARACTERS, pattern=PATTERN)] | None = None
     logprobs: Flag | None = None
     max_completion_tokens: Annotated[Count, Field(ge=1)] | None = None
     parallel_tool_calls: Flag | None = None

@@ -15,6 +15,7 @@ from tunesmith.types import Message
 class PromptRenderer(Protocol):
     """The part of chat.renderer.Renderer that serving uses."""
 
+    template: str
     template_digest: str
     stop_ids: tuple[int, ...]
     tokenizer: Any

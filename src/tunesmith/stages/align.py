@@ -54,6 +54,7 @@ from tunesmith.stages.train import (
 from tunesmith.store import SCRATCH
 from tunesmith.text.jsonl import read_records, write_records
 from tunesmith.training.batches import Samples
+from tunesmith.training.falling import WatchedPairs
 from tunesmith.training.loop import Places, Trained, train_on
 from tunesmith.training.losses import LOSSES, Loss
 from tunesmith.training.on_policy import OnPolicy
@@ -205,7 +206,8 @@ def _on_answers(job: _Job) -> _Work:
     else:
         loss = LOSSES.load(section.loss, where="recipe.align.loss")(section)
         samples = pair_samples(list(zip(answers.first, answers.second, strict=True)), answers.ids)
-        samples = samples if section.loss in REFERENCE_FREE else _referenced(job, samples)
+        if section.loss not in REFERENCE_FREE:
+            samples, loss = _referenced(job, samples), WatchedPairs(loss, job.ctx.events)
     pack_length = max(job.pack_length, int(samples.group_lengths.max()))
     return _Work(FixedSamples(samples, pack_length, section), loss, len(answers.ids), answers.dropped)
 
@@ -248,7 +250,10 @@ def _on_policy(job: _Job, judge: LazyJudge) -> _Work:
     """The training split's prompts, answered on the way."""
     section, curated = job.section, job.inputs["curate"]
     task = read_records(curated.file(TASK), Task)[0]
-    rows = [row for row in read_records(curated.file("train.jsonl"), Conversation) if row.reply is not None]
+    all_rows = read_records(curated.file("train.jsonl"), Conversation)
+    rows = [row for row in all_rows if row.reply is not None]
+    detail = "the conversation does not end in an answer, so nothing is asked"
+    silent = [Excluded(reason="no_reply", detail=detail, where=row.place) for row in all_rows if row.reply is None]
 
     def open_scorer(folder: Path) -> Any:
         return open_reward_model(folder, job.base_dir, device=str(job.model.device), dtype=job.model.dtype)
@@ -283,7 +288,7 @@ def _on_policy(job: _Job, judge: LazyJudge) -> _Work:
         pack_length=job.pack_length,
         rng_seed=section.rng_seed,
     )
-    return _Work(source, PolicyLoss(section, head), rollouts.num_prompts, rollouts.dropped, rollouts)
+    return _Work(source, PolicyLoss(section, head), rollouts.num_prompts, silent + rollouts.dropped, rollouts)
 
 
 def _outcome(section: Align, trained: Trained, work: _Work, tuned: Artifact, asked: dict[str, Any]) -> Outcome:

@@ -11,11 +11,12 @@ from typing import Any
 
 from tunesmith.chat.renderer import RenderedArrays, Renderer
 from tunesmith.errors import DataError, RecipeError
+from tunesmith.hashing import digest_json
 from tunesmith.recipe.align import Align
 from tunesmith.stages.held_out import Row, apart_from_test
 from tunesmith.stages.tokenize import TASK
 from tunesmith.text.jsonl import read_records
-from tunesmith.types import Excluded, Inputs, Labelled, Message, Preference, Task
+from tunesmith.types import Excluded, Inputs, Labelled, Message, Preference, Task, conversation_id
 
 PREFERENCES, LABELLED = "preferences.jsonl", "labelled.jsonl"
 
@@ -36,11 +37,13 @@ def render_answers(section: Align, inputs: Inputs, renderer: Renderer, limit: in
     task = read_records(inputs["curate"].file(TASK), Task)[0]
     answers = Answers()
     if section.loss == "kto":
-        labelled = _to_learn_from(_labelled(inputs), inputs, answers)
+        labelled = _to_learn_from(_labelled(inputs, answers), inputs, answers)
         _render_labelled(labelled, task, renderer, limit, answers)
         wanted = "labelled answers (rows with `label`), or preferences"
     else:
-        pairs = _to_learn_from(read_preferences(inputs), inputs, answers)
+        rows, repeated = without_repeats(read_preferences(inputs))
+        answers.dropped += repeated
+        pairs = _to_learn_from(rows, inputs, answers)
         render_pairs(pairs, task, renderer, limit, answers)
         wanted = "preferences (rows with `chosen` and `rejected`), or a `prefer` stage that makes them"
     if answers.ids:
@@ -88,11 +91,31 @@ def read_preferences(inputs: Inputs) -> list[Preference]:
     return [row for path in found if path.is_file() for row in read_records(path, Preference)]
 
 
-def _labelled(inputs: Inputs) -> list[Labelled]:
+def without_repeats(rows: Sequence[Preference]) -> tuple[list[Preference], list[Excluded]]:
+    """Each pair once: one with the prompt and both answers of an earlier one would count double. Test rows are let through."""
+    first: dict[str, str] = {}
+    kept, repeated = list[Preference](), list[Excluded]()
+    for row in rows:
+        key = digest_json([conversation_id(row.prompt), row.chosen, row.rejected])
+        where = row.source or row.id
+        if row.split == "test":
+            kept.append(row)
+        elif key in first:
+            detail = f"prompt and both answers are those of {first[key]}"
+            repeated.append(Excluded(reason="duplicate", detail=detail, where=where))
+        else:
+            first[key] = where
+            kept.append(row)
+    return kept, repeated
+
+
+def _labelled(inputs: Inputs, answers: Answers) -> list[Labelled]:
     """Labelled answers; a preference is two of them."""
     path = inputs["ingest"].file(LABELLED)
     rows = read_records(path, Labelled) if path.is_file() else []
-    for pair in read_preferences(inputs):
+    pairs, repeated = without_repeats(read_preferences(inputs))
+    answers.dropped += [each for each in repeated for _ in range(2)]
+    for pair in pairs:
         shared: dict[str, Any] = {
             "prompt": pair.prompt,
             "source": pair.source,

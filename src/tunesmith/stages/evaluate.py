@@ -20,6 +20,7 @@ import numpy as np
 import orjson
 import torch
 
+from tunesmith.chat.conditions import with_condition
 from tunesmith.chat.renderer import Renderer, check_template
 from tunesmith.errors import DataError, TeacherError
 from tunesmith.events import Note, Progress
@@ -150,9 +151,12 @@ def _open(section: Evaluate, inputs: Inputs, out_dir: Path, ctx: Context) -> _Jo
     rendered: list[Rendered | None] = []
     refusals: dict[int, str] = {}
     for index, row in enumerate(rows):
+        asked = with_condition(
+            row.messages, section.condition, template=renderer.template, where="recipe.evaluate.condition"
+        )
         try:
-            prompts.append(renderer.prompt(row.prompt))
-            rendered.append(renderer.render(row.messages, "last_turn", where=row.source or row.id))
+            prompts.append(renderer.prompt(asked[:-1]))
+            rendered.append(renderer.render(asked, "last_turn", where=row.source or row.id))
         except DataError as error:
             del prompts[index:]
             prompts.append(None)

@@ -106,10 +106,13 @@ def _prompts(
     section: Prefer, inputs: Inputs, renderer: Renderer, room: int, pairs: _Pairs
 ) -> tuple[list[Conversation], list[Prompt]]:
     """Training rows that can be asked, drawn by the seed where there are more than wanted; the others are left out."""
-    rows = [row for row in read_records(inputs["curate"].file("train.jsonl"), Conversation) if row.reply is not None]
-    if section.max_prompts is not None and section.max_prompts < len(rows):
-        drawn = np.random.default_rng(section.rng_seed).permutation(len(rows))[: section.max_prompts]
-        rows = [rows[index] for index in sorted(drawn.tolist())]
+    rows = list[Conversation]()
+    for row in read_records(inputs["curate"].file("train.jsonl"), Conversation):
+        if row.reply is None:
+            pairs.leave_out(row, "no_reply", "the conversation does not end in an answer, so nothing is asked")
+        else:
+            rows.append(row)
+    rows = _drawn(section, rows, pairs)
     kept: list[tuple[Conversation, Prompt]] = []
     for row in rows:
         try:
@@ -129,6 +132,21 @@ def _prompts(
             hint="lower prefer.max_tokens, or raise tokenize.max_length",
         )
     return [row for row, _ in kept], [prompt for _, prompt in kept]
+
+
+def _drawn(section: Prefer, rows: Sequence[Conversation], pairs: _Pairs) -> list[Conversation]:
+    """max_prompts of the rows, in their order; the others are named, and stand whole in the training split."""
+    if section.max_prompts is None or section.max_prompts >= len(rows):
+        return list(rows)
+    order = np.random.default_rng(section.rng_seed).permutation(len(rows)).tolist()
+    drawn = frozenset(order[: section.max_prompts])
+    detail = f"{section.max_prompts} of {len(rows)} prompts are drawn, and it is none of them"
+    pairs.excluded += [
+        Excluded(reason="over_max_prompts", detail=detail, where=row.place)
+        for index, row in enumerate(rows)
+        if index not in drawn
+    ]
+    return [row for index, row in enumerate(rows) if index in drawn]
 
 
 def _sample(

@@ -34,7 +34,9 @@ from tunesmith.events import Note, NullSink
 from tunesmith.protocols import Context
 from tunesmith.recipe import Recipe, Runtime, Section
 from tunesmith.stages.child_processes import Children
+from tunesmith.stages.train import refuse_shared_device
 from tunesmith.store import load_artifact
+from tunesmith.training.ranks import AgreedStop
 from tunesmith.types import Inputs, Outcome
 
 RunStage = Callable[[Any, Inputs, Path, Context], Outcome]
@@ -84,13 +86,26 @@ def num_local_processes(runtime: Runtime) -> int:
         return max(devices, 1)
     if runtime.device == "cpu" or (runtime.device == "auto" and not devices):
         return wanted
-    if runtime.device not in ("auto", "cuda"):
-        raise RecipeError(
-            f"{wanted} processes cannot share the one device {runtime.device!r}", where=where, hint="set device: cuda"
-        )
+    refuse_shared_device(runtime.device, wanted)
     if wanted > devices:
         raise RecipeError(f"{wanted} processes need as many CUDA devices, and torch sees {devices}", where=where)
     return wanted
+
+
+def check_devices(runtime: Runtime) -> None:
+    """RecipeError where the processes that are to train cannot have a device each, as far as this machine tells."""
+    if not is_started_by_torchrun():
+        num_local_processes(runtime)
+        return
+    refuse_shared_device(runtime.device, int(os.environ["WORLD_SIZE"]))
+    local, devices = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count()
+    on_cuda = runtime.device == "cuda" or (runtime.device == "auto" and devices)
+    if on_cuda and local > devices:
+        raise RecipeError(
+            f"torchrun has started {local} processes on this machine, and torch sees {devices} CUDA devices",
+            where="recipe.runtime.device",
+            hint="start torchrun with a smaller --nproc-per-node, or set device: cpu",
+        )
 
 
 def is_started_by_torchrun() -> bool:
@@ -195,6 +210,8 @@ def _follow(seat: Seat) -> Path | None:
             return Path(job["end"]) if job["end"] else None
         try:
             _take_part(seat, number, job)
+        except AgreedStop:
+            continue  # the first rank says why, and lets this one go or ends it
         except Exception as error:
             _tell(seat, number, error)
             raise

@@ -7,6 +7,7 @@ training/loop.py's. Pairs that are held out are measured, never learnt.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,13 +27,14 @@ from tunesmith.model.adapters import AdapterConfig, adapter_layers
 from tunesmith.model.catalog import base_model_path
 from tunesmith.model.freezing import describe_trainable, top_blocks
 from tunesmith.model.load import MODEL_DIR
-from tunesmith.model.value_head import ATTACHED, attached, new_value_head, save_value_head
+from tunesmith.model.value_head import ATTACHED, ValueHead, attached, new_value_head, save_value_head
 from tunesmith.protocols import Context
 from tunesmith.recipe import RewardModel, Runtime
 from tunesmith.resolve import REWARD_MODEL_RATES
 from tunesmith.stages.align import DROPPED, load_policy
 from tunesmith.stages.reward_pairs import RewardPairs, render_reward_pairs
 from tunesmith.stages.section_names import errors_name
+from tunesmith.stages.spreading import Spreading, whole_again
 from tunesmith.stages.tokenize import TEMPLATE
 from tunesmith.stages.train import (
     LOSSES_FILE,
@@ -79,9 +81,15 @@ def run(section: RewardModel, inputs: Inputs, out_dir: Path, ctx: Context) -> Ou
     with errors_name(section, "reward_model"), threads(runtime):
         precision = precision_of(runtime, base_dir, device)
         ctx.events.emit(Note(message=f"training a reward model on {device}, {precision.reason}"))
-        model, adapter = load_policy(tuned, base_dir, device, precision.dtype)
-        probe_model(model)
+        spreading = Spreading(runtime.shard_weights, device, tuned.facts["method"] == "qlora")
+
+        def load() -> tuple[PreTrainedModel, AdapterConfig | None]:
+            return load_policy(tuned, base_dir, torch.device(spreading.loading_device), precision.dtype)
+
+        model, adapter = load()
         _choose_trainable(model, section)
+        spread_over = spreading.settle(model, ctx.events)
+        probe_model(model)
         head = new_value_head(int(model.config.get_text_config(decoder=True).hidden_size), section.rng_seed)
         with attached(model, head.to(model.device)):
             check_training_disk(out_dir, model, keep_checkpoints=runtime.keep_checkpoints, whole_model=adapter is None)
@@ -97,12 +105,15 @@ def run(section: RewardModel, inputs: Inputs, out_dir: Path, ctx: Context) -> Ou
                 metrics_path=out_dir / METRICS_FILE,
                 events=ctx.events,
                 loss=RewardModelLoss(section, head),
+                spread_over=spread_over,
             )
+        if not Ranks.current().is_first:
+            return _outcome(trained, pairs, tuned, _measured(None))
+        if spread_over is not None:
+            model, head = _whole_again(lambda: load()[0], trained)
         scores = None if pairs.held_out is None else measure_scores(model, head, pairs.held_out)
         measured = _measured(scores)
         outcome = _outcome(trained, pairs, tuned, measured)
-        if not Ranks.current().is_first:
-            return outcome
         save_value_head(out_dir, head)
         stored = base_dir if adapter is not None else tuned.file(MODEL_DIR)  # where frozen weights are read from
         kept = replace(trained, weights=_weights_to_keep(model, trained))
@@ -114,6 +125,18 @@ def run(section: RewardModel, inputs: Inputs, out_dir: Path, ctx: Context) -> Ou
     write_records(out_dir / HELD_OUT, _scored(pairs.held_out, scores))
     _tell(measured, ctx)
     return outcome
+
+
+def _whole_again(load: Callable[[], PreTrainedModel], trained: Trained) -> tuple[PreTrainedModel, ValueHead]:
+    """The model and its head as they were before they were spread, with the weights they have now."""
+    model = whole_again(load, _without_head(trained.weights))
+    head = new_value_head(int(model.config.get_text_config(decoder=True).hidden_size), 0)
+    head.load_state_dict({name: trained.weights[f"{ATTACHED}.{name}"] for name in head.state_dict()})
+    return model, head.to(model.device)
+
+
+def _without_head(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: value for name, value in weights.items() if not name.startswith(f"{ATTACHED}.")}
 
 
 def _choose_trainable(model: PreTrainedModel, section: RewardModel) -> None:
@@ -142,11 +165,11 @@ def _rate(section: RewardModel, adapter: AdapterConfig | None) -> float:
 
 def _weights_to_keep(model: PreTrainedModel, trained: Trained) -> dict[str, torch.Tensor]:
     """What changed, but for the head; of an adapter every part, also those that were frozen."""
-    kept = dict(trained.weights)
+    kept = _without_head(trained.weights)
     for path, layer in adapter_layers(model).items():
         for part in layer.parts:
             kept.setdefault(f"{path}.{part}", getattr(layer, part))
-    return {name: value for name, value in kept.items() if not name.startswith(ATTACHED)}
+    return kept
 
 
 def _scored(samples: Samples | None, scores: NDArray[np.float64] | None) -> list[ScoredPair]:

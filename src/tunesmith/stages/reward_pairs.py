@@ -17,7 +17,7 @@ from tunesmith.data.keys import number_of
 from tunesmith.data.split import TEST, UNDECIDED, decide_splits
 from tunesmith.errors import DataError, RecipeError
 from tunesmith.recipe import RewardModel
-from tunesmith.stages.answers import Answers, check_prefer_made_pairs, read_preferences, render_pairs
+from tunesmith.stages.answers import Answers, check_prefer_made_pairs, read_preferences, render_pairs, without_repeats
 from tunesmith.stages.held_out import apart_from_test
 from tunesmith.stages.tokenize import TASK, length_limit_of
 from tunesmith.text.jsonl import read_records
@@ -42,7 +42,7 @@ def render_reward_pairs(section: RewardModel, inputs: Inputs, renderer: Renderer
     # one token stands behind the one that is scored
     limit = min(length_limit_of(inputs), int(inputs["base_model"].facts["context_length"]) - 1)
     task = read_records(inputs["curate"].file(TASK), Task)[0]
-    rows = read_preferences(inputs)
+    rows, repeated = without_repeats(read_preferences(inputs))
     if not rows:
         check_prefer_made_pairs(inputs)
         raise RecipeError(
@@ -52,7 +52,7 @@ def render_reward_pairs(section: RewardModel, inputs: Inputs, renderer: Renderer
         )
     learnt, held_out, dropped = split_pairs(rows, section)
     learnt, seen = apart_from_test(learnt, inputs)
-    dropped += seen
+    dropped += repeated + seen
     sides: list[Samples | None] = []
     for side in (learnt, held_out):
         answers = Answers()

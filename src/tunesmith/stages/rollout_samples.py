@@ -37,12 +37,10 @@ from tunesmith.training.policy_losses import (
     OLD,
     REFERENCE,
     RETURN,
+    SAMPLER_TOLERANCE,
     VALUE,
+    is_updated_once,
 )
-
-_SAMPLER_TOLERANCE = 2.0
-"""Nats by which a token's log-probability may differ between sampling through a cache and training over whole packs in bf16:
-unlikely tokens drift most. A wrong temperature or a shifted target is many nats off on some token."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +75,9 @@ class RolloutSamples:
         """Answers that have a score; at least one is known. Groups that teach nothing count in the divisor and are not
         computed."""
         section, keep = self._section, advantages.known
-        if section.loss != "ppo" and not section.kl_weight:  # else values, or the reference, are learnt
+        if (
+            section.loss != "ppo" and not section.kl_weight and not section.entropy_weight
+        ):  # else there is more to learn
             teaches = keep & (advantages.values != 0).any(1, keepdim=True)
             if not bool(teaches.any()):  # a step has at least one group
                 teaches[int(keep.any(1).nonzero()[0])] = keep[int(keep.any(1).nonzero()[0])]
@@ -118,7 +118,7 @@ class RolloutSamples:
             columns={ADVANTAGE: advantages.values[keep].double().numpy()},
             token_columns={OLD: np.array(old)},
         )
-        if self._model.dtype != torch.float32:
+        if self._model.dtype != torch.float32 and self._old_is_read:
             samples = self._with_trainers_arithmetic(samples)
         if self._start is None:
             return samples
@@ -126,13 +126,19 @@ class RolloutSamples:
             reference = measure_tokens(self._model, samples, self._log_probs)
         return replace(samples, token_columns={**samples.token_columns, REFERENCE: reference})
 
+    @property
+    def _old_is_read(self) -> bool:
+        """Whether the column OLD is a part of what is learnt, or only what the sampler is checked by: that is so where the one
+        step of a rollout has its own log-probabilities, and no divergence is a part of the reward."""
+        section = self._section
+        return not is_updated_once(section) or (section.kl_weight > 0 and section.loss in ("rloo", "ppo"))
+
     def _with_trainers_arithmetic(self, samples: Samples) -> Samples:
         """In bf16 sampling and training round differently; the ratio compares two of training's own log-probabilities."""
         sampled, measured = samples.token_columns[OLD], measure_tokens(self._model, samples, self._log_probs)
         place = np.flatnonzero(samples.loss_mask)
-        check_on_policy(
-            torch.from_numpy(measured[place]), torch.from_numpy(sampled[place]), tolerance=_SAMPLER_TOLERANCE
-        )
+        tolerance = SAMPLER_TOLERANCE[self._model.dtype]
+        check_on_policy(torch.from_numpy(measured[place]), torch.from_numpy(sampled[place]), tolerance=tolerance)
         return replace(samples, token_columns={**samples.token_columns, OLD: measured})
 
     def _log_probs(self, hidden: torch.Tensor, batch: Batch) -> torch.Tensor:

@@ -37,13 +37,14 @@ ROLLOUTS = "logs/rollouts.jsonl"
 
 
 class RolloutLine(Record):
-    """One answer. reward None: nobody could say, and `why` says why."""
+    """One answer, as the rewards saw it. reward None: nobody could say, and `why` says why."""
 
     rollout: int  # from 0
     row: str
-    answer: str
+    answer: str  # before stop_string, where there is one
     num_tokens: int
     finish_reason: str
+    stop_string: str | None = None
     reward: float | None
     why: str | None = None
 
@@ -67,7 +68,7 @@ class Rollouts:
     ) -> None:
         self._renderer, self._section, self._events = renderer, section, events
         self._rewards, self._log = rewards, log
-        self._sampler = RolloutSampler(model, batch_size=batch_size)
+        self._sampler = RolloutSampler(model, batch_size=batch_size, decode=renderer.decode)
         room = min(length_limit, context_length_of(model)) - section.max_tokens
         self.dropped: list[Excluded] = []
         self._log_is_tidy = False
@@ -125,7 +126,10 @@ class Rollouts:
     def _sample_here(self, place: int, chosen: Sequence[int]) -> list[list[Rollout]]:
         section = self._section
         sampling = SamplingParams(
-            max_tokens=section.max_tokens, temperature=section.temperature, rng_seed=section.rng_seed + place
+            max_tokens=section.max_tokens,
+            temperature=section.temperature,
+            stop=section.stop,
+            rng_seed=section.rng_seed + place,
         )
         total, done = len(chosen) * section.num_generations, 0
 
@@ -195,7 +199,7 @@ class Rollouts:
         """Rewards of every answer, and a line of the log for each."""
         self._tidy_log(number)
         attempts = [
-            Attempt(self._rows[index].prompt, self._renderer.decode(rollout.token_ids), self._rows[index].reply)
+            self._attempt(self._rows[index], rollout)
             for index, group in zip(chosen, groups, strict=True)
             for rollout in group
         ]
@@ -212,11 +216,18 @@ class Rollouts:
                             answer=next(texts).completion,
                             num_tokens=len(rollout.token_ids),
                             finish_reason=rollout.finish_reason,
+                            stop_string=rollout.stop_string,
                             reward=score.total,
                             why=score.explanation or None,
                         )
                     )
         return rewarded
+
+    def _attempt(self, row: Conversation, rollout: Rollout) -> Attempt:
+        text = self._renderer.decode(rollout.token_ids)
+        if rollout.stop_string is not None:
+            text = text[: text.find(rollout.stop_string)]
+        return Attempt(row.prompt, text, row.reply, rollout.stop_string)
 
     def _tidy_log(self, number: int) -> None:
         """What a stopped run had drawn since its last checkpoint is drawn again, and is in the log once."""
@@ -240,6 +251,8 @@ class Rollouts:
             "unscored": float(advantages.num_unscored),
             "level_groups": float(advantages.num_level),
         }
+        if self._section.stop:
+            values["stop_string"] = float(np.mean([rollout.stop_string is not None for rollout in rollouts]))
         self._events.emit(Metric(step=number * self._section.rollout_epochs, values=values))
 
 

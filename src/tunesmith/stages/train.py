@@ -109,6 +109,7 @@ def choose_device(wanted: str) -> torch.device:
     ranks = Ranks.current()
     if wanted == "auto":
         wanted = "cuda" if torch.cuda.is_available() else "cpu"
+    refuse_shared_device(wanted, ranks.size)
     if wanted == "cuda" and ranks.size > 1:
         wanted = f"cuda:{ranks.device_index}"
     where = "recipe.runtime.device"
@@ -123,6 +124,17 @@ def choose_device(wanted: str) -> torch.device:
             f"there is no device {wanted!r}: torch sees {torch.cuda.device_count()} CUDA devices", where=where
         )
     return device
+
+
+def refuse_shared_device(wanted: str, num_processes: int) -> None:
+    """RecipeError where several processes are given one CUDA device by number."""
+    if num_processes > 1 and wanted.startswith("cuda:"):
+        raise RecipeError(
+            f"{num_processes} processes cannot share the one device {wanted!r}",
+            where="recipe.runtime.device",
+            hint="set device: cuda, and each process takes one of its own (CUDA_VISIBLE_DEVICES says of which), "
+            "or train in one process (num_processes: 1)",
+        )
 
 
 def precision_of(runtime: Runtime, base_dir: Path, device: torch.device) -> Precision:

@@ -34,3 +34,14 @@ def check_training_disk(folder: Path, model: nn.Module, *, keep_checkpoints: int
         f"training (runtime.keep_checkpoints {keep_checkpoints}, one more while it is written, and the result)",
     )
     return needed
+
+
+def check_activations_disk(folder: Path, size_bytes: int, *, num_processes: int, checkpoint_bytes: int) -> None:
+    """StoreError where `folder` has no room for a file of what frozen blocks compute, one for each process (those of other
+    machines use the same folder), and for the checkpoints that will lie beside them."""
+    each = f", {size_bytes:,} bytes for each of {num_processes} processes" if num_processes > 1 else ""
+    check_disk(
+        folder,
+        num_processes * size_bytes + checkpoint_bytes,
+        f"what the frozen blocks compute (runtime.cache_activations{each}), with the checkpoints beside it,",
+    )

@@ -21,10 +21,13 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from tunesmith.errors import StoreError
 from tunesmith.model.freezing import block_paths, num_frozen_blocks
-from tunesmith.store import check_disk
+from tunesmith.store import disk_error
 from tunesmith.training.batches import Batch, Samples, build_batch
+from tunesmith.training.disk_plan import check_activations_disk
 from tunesmith.training.forward import draws_dropout, hidden_states
+from tunesmith.training.ranks import Ranks
 
 
 class FrozenBlocks:
@@ -33,24 +36,27 @@ class FrozenBlocks:
     def __init__(self, model: PreTrainedModel, samples: Samples, folder: Path) -> None:
         """Makes room in `folder` for every token's hidden state. StoreError where the disk has less."""
         self._model, self._blocks = model, num_frozen_blocks(model)
-        width = model.config.get_text_config().hidden_size
-        dtype = next(model.get_decoder().parameters()).dtype
-        num_tokens = len(samples.input_ids)
+        num_tokens, width, dtype = _sizes(model, samples)
         self.num_bytes = num_tokens * width * dtype.itemsize
-        folder.mkdir(parents=True, exist_ok=True)
-        check_disk(folder, self.num_bytes, "what the frozen blocks compute (runtime.cache_activations)")
-        with tempfile.NamedTemporaryFile(dir=folder, prefix="activations-") as file:  # gone with the process
-            if hasattr(os, "posix_fallocate"):  # without it a disk that fills up later would kill the process
-                os.posix_fallocate(file.fileno(), 0, self.num_bytes)
-            self._kept = torch.from_file(file.name, shared=True, size=num_tokens * width, dtype=dtype).view(-1, width)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.NamedTemporaryFile(dir=folder, prefix="activations-") as file:  # gone with the process
+                if hasattr(os, "posix_fallocate"):  # without it a disk that fills up later would kill the process
+                    os.posix_fallocate(file.fileno(), 0, self.num_bytes)
+                kept = torch.from_file(file.name, shared=True, size=num_tokens * width, dtype=dtype)
+        except OSError as error:
+            raise disk_error(error, folder, self.num_bytes) from error
+        self._kept = kept.view(-1, width)
         self._known = np.zeros(len(samples.lengths), dtype=bool)
         self.are_all = self._blocks == len(block_paths(model))  # nothing but a head is trained: no block is left above
 
     def sentence(self) -> str:
         """What is kept, for the report."""
+        size = Ranks.current().size
+        each = f" for each of {size} processes" if size > 1 else ""
         return (
             f"the lowest {self._blocks} blocks never change: what they compute is kept from the first epoch on "
-            f"({self.num_bytes / 1e6:,.0f} MB on disk)"
+            f"({self.num_bytes / 1e6:,.0f} MB on disk{each})"
         )
 
     def above(self, batch: Batch) -> torch.Tensor:
@@ -69,6 +75,37 @@ class FrozenBlocks:
         row_place = torch.empty(batch.input_ids.shape[1], dtype=torch.int64)
         row_place[batch.token_rows] = batch.token_places
         return self._kept[row_place][None].to(batch.input_ids.device)
+
+
+def keep_frozen_blocks(
+    model: PreTrainedModel, samples: Samples, folder: Path, checkpoint_bytes: int
+) -> FrozenBlocks | str:
+    """FrozenBlocks on every rank, each with a file of its own; or why the disk has no room for all of them beside
+    checkpoints of so many bytes, which the first rank finds before any file is there. Called by all ranks."""
+    num_tokens, width, dtype = _sizes(model, samples)
+    ranks = Ranks.current()
+
+    def refusal() -> str | None:
+        size, beside = num_tokens * width * dtype.itemsize, checkpoint_bytes
+        try:
+            check_activations_disk(folder, size, num_processes=ranks.size, checkpoint_bytes=beside)
+        except StoreError as error:
+            return str(error)
+        return None
+
+    refused = ranks.from_first(refusal)
+    if refused is not None:
+        return refused
+    try:
+        return FrozenBlocks(model, samples, folder)
+    except StoreError as error:
+        return str(error)
+
+
+def _sizes(model: PreTrainedModel, samples: Samples) -> tuple[int, int, torch.dtype]:
+    """(tokens, width, dtype of the activations)."""
+    width: int = model.config.get_text_config().hidden_size
+    return len(samples.input_ids), width, next(model.get_decoder().parameters()).dtype
 
 
 def can_stand_apart(model: PreTrainedModel, samples: Samples) -> bool:

@@ -17,17 +17,19 @@ from numpy.typing import NDArray
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
-from tunesmith.errors import TrainingError
 from tunesmith.recipe import Optimisation
-from tunesmith.training.batches import Batch, Samples
+from tunesmith.training.batches import Samples
 from tunesmith.training.losses import Loss
+from tunesmith.training.probing import find_bad_layer
 from tunesmith.training.ranks import Ranks
 from tunesmith.training.schedule import Pack
-from tunesmith.training.step import Pace, Stepper, StepResult
+from tunesmith.training.step import Pace, Refused, Stepper, StepResult
 
 
 class LockstepStepper(Stepper):
     """A Stepper whose ranks make the same number of passes."""
+
+    in_lockstep = True
 
     def __init__(
         self, model: PreTrainedModel, loss: Loss, section: Optimisation, pace: Pace, *, learning_rate: float
@@ -35,27 +37,26 @@ class LockstepStepper(Stepper):
         super().__init__(model, loss, section, pace, learning_rate=learning_rate)
         alone = Ranks.current()
         self.ranks = _Lockstep(alone.rank, alone.size, self)
-        self._step: tuple[Samples, int] | None = None
+        self._samples: Samples | None = None  # of this step
 
     def take(self, samples: Samples, packs: Sequence[Pack], step: int, learning_rate: float) -> StepResult:
-        self._step = samples, step
+        self._samples = samples
         return super().take(samples, packs, step, learning_rate)
 
     def idle(self, members: Pack) -> None:
         """A pass that changes nothing: its loss is divided by infinitely many units."""
-        assert self._step is not None
-        samples, step = self._step
-        self._forward_backward(samples, self.batch(samples, members), math.inf, step, Counter())
+        assert self._samples is not None
+        self._forward_backward(self.batch(self._samples, members), math.inf, Counter())
 
-    def _refusal(self, samples: Samples, batch: Batch, step: int, what: str) -> TrainingError:
-        """Without the first bad layer: to look for it every rank would have to make one more pass."""
-        rows = [samples.ids[index] for index in batch.samples]
-        named = ", ".join(rows[:8]) + (f" and {len(rows) - 8} more" if len(rows) > 8 else "")
-        return TrainingError(
-            f"{what} at step {step + 1}; rows of the batch: {named}",
-            where="recipe.train",
-            hint="look at these rows (`tunesmith show`), lower train.learning_rate, or set runtime.precision: fp32",
-        )
+    def _after_rehearsal(self, samples: Samples, members: Pack, refused: Refused | None) -> None:
+        """All ranks rehearse together, the same micro batch."""
+        if self.ranks.any(refused is not None):
+            self._refuse(samples, [members], 0, refused)
+
+    def _bad_layer_of(self, samples: Samples, packs: Sequence[Pack], refused: Refused | None) -> str | None:
+        """The search is one more pass, which every rank makes: one that has refused nothing, of the smallest pack."""
+        batch = refused.batch if refused else self.batch(samples, _smallest(packs, samples.lengths))
+        return find_bad_layer(self.model, batch)
 
 
 @dataclass(frozen=True)
@@ -69,8 +70,7 @@ class _Lockstep(Ranks):
         assert self.stepper is not None
         shares = [Ranks(rank, self.size).share(packs, lengths) for rank in range(self.size)]
         passes = [math.ceil(len(share) / self.stepper.micro_batch_size) for share in shares]
-        smallest = min(packs, key=lambda pack: int(lengths[list(pack)].sum()))
-        self.idle[:] = [smallest] * (max(passes) - passes[self.rank])
+        self.idle[:] = [_smallest(packs, lengths)] * (max(passes) - passes[self.rank])
         return shares[self.rank]
 
     def sum_gradients(self, weights: Iterable[torch.Tensor]) -> None:
@@ -80,3 +80,7 @@ class _Lockstep(Ranks):
         for members in self.idle:
             self.stepper.idle(members)
         super().sum_gradients(weight for weight in weights if not isinstance(weight, DTensor))
+
+
+def _smallest(packs: Sequence[Pack], lengths: NDArray[np.int64]) -> Pack:
+    return min(packs, key=lambda pack: int(lengths[list(pack)].sum()))

@@ -23,7 +23,7 @@ from typing import Any, Self
 import torch
 from transformers import PreTrainedModel
 
-from tunesmith.errors import StoreError, TrainingError
+from tunesmith.errors import TrainingError
 from tunesmith.events import Metric, Note, Progress
 from tunesmith.model.checkpoint import Checkpoint, save_checkpoint
 from tunesmith.protocols import EventSink
@@ -31,8 +31,9 @@ from tunesmith.recipe import Optimisation
 from tunesmith.training.batches import Samples
 from tunesmith.training.checkpoints import newest_of, save_spread
 from tunesmith.training.compiled import compiled_blocks
+from tunesmith.training.disk_plan import training_disk_bytes
 from tunesmith.training.forward import varlen_forward
-from tunesmith.training.frozen_blocks import FrozenBlocks, can_stand_apart
+from tunesmith.training.frozen_blocks import can_stand_apart, keep_frozen_blocks
 from tunesmith.training.lockstep import LockstepStepper
 from tunesmith.training.losses import Loss
 from tunesmith.training.memory_plan import find_largest, plan_memory
@@ -40,6 +41,7 @@ from tunesmith.training.schedule import learning_rate_at, micro_batches
 from tunesmith.training.sharding import shard_model
 from tunesmith.training.sources import FixedSamples, Source
 from tunesmith.training.step import Pace, Stepper, StepResult
+from tunesmith.training.stopping import StopSignals
 from tunesmith.types import Record
 
 _AUTO_CHECKPOINT_SECONDS = 60.0
@@ -121,8 +123,9 @@ def train_on(
     before, serves nothing else afterwards, and only the first rank gets the trained weights. None: every rank has all.
 
     The loss of a step is the sum over its units divided by their number, which is known before the first forward pass.
-    Raises TrainingError on a loss that is not finite or exactly zero, naming rows and layer. On KeyboardInterrupt a
-    checkpoint is written first.
+    Raises TrainingError on a loss that is not finite or exactly zero, naming rows and layer. On SIGINT and SIGTERM a
+    checkpoint is written, then KeyboardInterrupt raised; several ranks do so together, at the end of the step. Where they
+    stop together, for whichever reason, the first one raises it, and the others AgreedStop.
     """
     model.train()
     if pace.gradient_checkpointing:
@@ -191,7 +194,9 @@ class _Training:
 
     def resume(self) -> None:
         """Take up the newest whole checkpoint, where there is one."""
-        checkpoint, damaged = newest_of(self.places.checkpoint_dir, self.weights.blank, self.ranks)
+        checkpoint, damaged = newest_of(
+            self.places.checkpoint_dir, self.weights.shapes(), self.weights.blank, self.ranks
+        )
         for message in damaged:
             self.events.emit(Note(level="warning", message=message))
         if checkpoint is None:
@@ -210,18 +215,26 @@ class _Training:
         self.places.metrics_path.parent.mkdir(parents=True, exist_ok=True)
         self._progress({})
         try:
-            with self.places.metrics_path.open("a", encoding="utf-8") as log:
+            with (
+                self.places.metrics_path.open("a", encoding="utf-8") as log,
+                StopSignals(alone=self.ranks.size == 1) as signals,
+            ):
                 while self.done < self.num_steps:
                     self._step(log.write)
                     log.flush()
+                    if self.ranks.any(signals.asked):
+                        self._save_before_stopping()
+                        self.ranks.stop(KeyboardInterrupt())
                     if self._checkpoint_due():
                         self.save()
         except KeyboardInterrupt:
-            if self.is_spread:
-                raise  # the other ranks, who have parts of the weights, do not know of it
-            if self.stepper.is_whole and self.done > self.saved_step and self.source.is_stopping_place(self.done):
-                self.save()
+            if not self.is_spread:  # else the other ranks, who have parts of the weights, do not know of it
+                self._save_before_stopping()
             raise
+
+    def _save_before_stopping(self) -> None:
+        if self.stepper.is_whole and self.done > self.saved_step and self.source.is_stopping_place(self.done):
+            self.save()
 
     def _plan_memory(self) -> None:
         """Run the largest micro batch before the first step, say what it takes, and use the size that fits."""
@@ -250,12 +263,15 @@ class _Training:
             return
         if self.num_steps <= source.plan.steps_per_epoch or not can_stand_apart(self.stepper.model, source.samples):
             return
-        try:
-            self.stepper.below = FrozenBlocks(self.stepper.model, source.samples, folder)
-        except StoreError as error:
-            self.events.emit(Note(level="warning", message=f"frozen blocks are computed in every epoch: {error}"))
+        checkpoints = training_disk_bytes(
+            self.weights.num_trainable, keep_checkpoints=self.pace.keep_checkpoints, result_bytes=0
+        )
+        kept = keep_frozen_blocks(self.stepper.model, source.samples, folder, checkpoints)
+        if isinstance(kept, str):
+            self.events.emit(Note(level="warning", message=f"frozen blocks are computed in every epoch: {kept}"))
         else:
-            self.events.emit(Note(message=self.stepper.below.sentence()))
+            self.stepper.below = kept
+            self.events.emit(Note(message=kept.sentence()))
 
     def _try_largest(self, source: FixedSamples, steps: int) -> None:
         """Where weights are spread: the largest micro batch once, on all ranks together. No other size is looked for: one rank
@@ -306,6 +322,7 @@ class _Training:
             peak=self.learning_rate,
             schedule=self.section.lr_schedule,
             warmup_ratio=self.section.warmup_ratio,
+            min_ratio=self.section.min_learning_rate_ratio,
         )
         result = self.stepper.take(samples, packs, self.done, rate)
         seconds = time.perf_counter() - started

@@ -33,6 +33,7 @@ from tunesmith.training.memory_bytes import (
 from tunesmith.training.schedule import Pack, micro_batches
 
 _PART = 4  # the measurement that tells what a token costs runs a quarter of the largest micro batch
+_LEAST_PART = 16  # of one that is less than a sixteenth the figures say nothing of the whole
 _LAID_OUT = 256  # micro batches whose shared beginnings are looked at, those with the most tokens first
 
 
@@ -246,7 +247,8 @@ class _Search:
         return measure_bytes(self.device, lambda: self.run_micro_batch(members))
 
     def _part_of(self, largest: Largest) -> Largest | None:
-        """About a quarter of it, in whole groups; None where it is one group and no other is much shorter."""
+        """About a quarter of it, in whole groups, or the group that comes nearest to that. None where none comes near: what
+        a few tokens take says nothing of thousands, since some of it is the same for any number of tokens."""
         groups = self.samples.groups
         members = set(largest.members)
         inside = sorted((group for group in groups if group[0] in members), key=self._num_tokens)
@@ -256,9 +258,12 @@ class _Search:
             if self._num_tokens(chosen) * _PART >= largest.num_rows:
                 break
         if 2 * self._num_tokens(chosen) > largest.num_rows:
-            chosen = list(min(groups, key=self._num_tokens))
+            shorter = (group for group in groups if 2 * self._num_tokens(group) <= largest.num_rows)
+            chosen = list(
+                min(shorter, key=lambda each: abs(_PART * self._num_tokens(each) - largest.num_rows), default=())
+            )
         tokens = self._num_tokens(chosen)
-        if 2 * tokens > largest.num_rows:
+        if tokens * _LEAST_PART < largest.num_rows:
             return None
         return Largest(tuple(chosen), tokens, self.count_rows(tuple(chosen)))
 

@@ -6,7 +6,7 @@ sample see its neighbour? Which layer first made a number that is not finite? Re
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -189,9 +189,8 @@ def find_bad_layer(model: PreTrainedModel, batch: Batch) -> str | None:
     return found[0] if found else None
 
 
-def refuse_loss(model: PreTrainedModel, batch: Batch, rows: list[str], step: int, what: str) -> TrainingError:
-    """The error for a step that must be the last one: which rows, and which layer first went bad."""
-    layer = find_bad_layer(model, batch)
+def refuse_loss(what: str, step: int, layer: str | None, rows: Sequence[str]) -> TrainingError:
+    """The error for a step that must be the last one: which rows, and which layer first went bad (`find_bad_layer`)."""
     place = f"; first bad layer: {layer}" if layer else "; every layer's output is finite on this batch"
     named = ", ".join(rows[:8]) + (f" and {len(rows) - 8} more" if len(rows) > 8 else "")
     return TrainingError(

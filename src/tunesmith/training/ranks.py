@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import numpy as np
 import torch
@@ -19,6 +19,10 @@ from numpy.typing import NDArray
 T = TypeVar("T")
 
 _BUCKET_NUMBERS = 16 << 20  # fp32 numbers summed at once: 64 MB
+
+
+class AgreedStop(Exception):
+    """What a rank other than the first raises when all have agreed to stop."""
 
 
 @dataclass(frozen=True)
@@ -88,12 +92,24 @@ class Ranks:
         everyone = {index: result for each in self.gather(done) for index, result in each.items()}
         return [everyone[index] for index in range(len(keys))]
 
+    def any(self, value: bool) -> bool:
+        """Whether it is so on some rank."""
+        if self.size == 1:
+            return value
+        flag = torch.tensor([int(value)])
+        dist.all_reduce(flag, op=dist.ReduceOp.MAX)
+        return bool(flag.item())
+
+    def stop(self, error: BaseException) -> NoReturn:
+        """Called by every rank: the first one raises the error, the others AgreedStop."""
+        raise error if self.is_first else AgreedStop(str(error))
+
     def sum_named(self, values: Mapping[str, float]) -> dict[str, float]:
         """Of every name over all ranks; a rank that had no work names nothing."""
         if self.size == 1:
             return dict(values)
         everyone = self.gather(dict(values))
-        names = sorted({name for each in everyone for name in each})
+        names = dict.fromkeys(name for each in everyone for name in each)  # in the order of one process
         return {name: sum(each.get(name, 0.0) for each in everyone) for name in names}
 
     def sum_gradients(self, weights: Iterable[torch.Tensor]) -> None:

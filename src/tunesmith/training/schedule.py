@@ -71,13 +71,15 @@ def learning_rate_at(
     peak: float,
     schedule: Literal["cosine", "linear", "constant"],
     warmup_ratio: float,
+    min_ratio: float,
 ) -> float:
-    """Rate of step 0, 1, ...: a linear rise over warmup_ratio of the steps, then the schedule. Never zero: the first
-    step and the last one learn too."""
+    """Rate of step 0, 1, ...: a linear rise over warmup_ratio of the steps, then the schedule, down to min_ratio of the peak.
+    Never zero: the first step and the last one learn too."""
     warmup = math.ceil(warmup_ratio * num_steps)
     if step < warmup:
         return peak * (step + 1) / (warmup + 1)
     if schedule == "constant":
         return peak
     passed = (step - warmup) / (num_steps - warmup)  # in [0, 1)
-    return peak * (1 - passed if schedule == "linear" else 0.5 * (1 + math.cos(math.pi * passed)))
+    left = 1 - passed if schedule == "linear" else 0.5 * (1 + math.cos(math.pi * passed))
+    return peak * (min_ratio + (1 - min_ratio) * left)

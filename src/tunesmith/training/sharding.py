@@ -91,12 +91,13 @@ def shard_model(model: PreTrainedModel, device: torch.device) -> None:
 
 
 def _kept_whole(model: nn.Module, dtype: torch.dtype) -> set[nn.Parameter]:
-    """Small fp32 parameters of a model that computes in less: gathered in its dtype they would lose what makes them fp32."""
-    if dtype == torch.float32:
-        return set()
-    found = {layer.lora_magnitude_vector for layer in model.modules() if isinstance(layer, DoraLinear)}
+    """Small parameters. A scalar head: where nothing below it is trained, FSDP would not notice that it has a gradient. fp32
+    magnitudes of a model that computes in less: gathered in its dtype they would lose what makes them fp32."""
     head = getattr(model, ATTACHED, None)
-    return found | (set(head.parameters()) if isinstance(head, nn.Module) else set())
+    found: set[nn.Parameter] = set(head.parameters()) if isinstance(head, nn.Module) else set()
+    if dtype == torch.float32:
+        return found
+    return found | {layer.lora_magnitude_vector for layer in model.modules() if isinstance(layer, DoraLinear)}
 
 
 def _gather_around_decoder(model: PreTrainedModel) -> None:

@@ -18,7 +18,6 @@ from torch.utils.hooks import RemovableHandle
 from tunesmith.errors import TrainingError
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
-_EPS = 1e-8  # AdamW's; Loshchilov and Hutter 2019, arXiv 1711.05101
 
 
 class TrainableWeights:
@@ -26,7 +25,13 @@ class TrainableWeights:
     taken, or use it in a with block: until then the gradients of the model's parameters go to these masters."""
 
     def __init__(
-        self, model: nn.Module, *, learning_rate: float, betas: tuple[float, float], weight_decay: float
+        self,
+        model: nn.Module,
+        *,
+        learning_rate: float,
+        betas: tuple[float, float],
+        epsilon: float,
+        weight_decay: float,
     ) -> None:
         self._parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
         if not self._parameters:
@@ -41,7 +46,7 @@ class TrainableWeights:
                 collect = self._collector(self.masters[name])
                 self._hooks.append(parameter.register_post_accumulate_grad_hook(collect))
         self.optimizer = torch.optim.AdamW(
-            _groups(list(self.masters.values()), weight_decay), lr=learning_rate, betas=betas, eps=_EPS, fused=True
+            _groups(list(self.masters.values()), weight_decay), lr=learning_rate, betas=betas, eps=epsilon, fused=True
         )
 
     def __enter__(self) -> TrainableWeights:
@@ -132,6 +137,14 @@ class TrainableWeights:
                 state["step"] = tensors[f"step/{name}"].clone().to(master.device)
                 self.optimizer.state[master] = state
         self._publish()
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of every tensor of `state` once a step is taken: a whole one's, where weights are spread."""
+        found: dict[str, tuple[int, ...]] = {}
+        for name, master in self.masters.items():
+            found |= {f"{key}/{name}": tuple(master.shape) for key in ("weights", *_MOMENTS)}
+            found[f"step/{name}"] = ()
+        return found
 
     def blank(self) -> dict[str, torch.Tensor]:
         """Tensors of the names and shapes of `state`, a part of each where weights are spread, to read a checkpoint into."""

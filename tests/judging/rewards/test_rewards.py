@@ -85,6 +85,25 @@ def test_fields_give_the_share_that_equals_the_reference() -> None:
     assert (caught.value.where, caught.value.hint) == ("recipe.align.rewards", "did you mean 'category'?")
 
 
+def test_fields_of_an_answer_that_a_stop_string_ended_are_read_as_far_as_it_goes() -> None:
+    heads = {
+        '{"category": "order", "urgent": true': 1,
+        '{"category": "order", "urgent": true, ': 1,
+        '{"category": "order", "urgent": false': 0.5,
+        '{"category": "order"': 0.5,  # what it has not come to is wrong
+        '{"category": "order", "urgent": true, "reply": "We': 0,  # not between two fields
+        '{"category": "order" "urgent": true': 0,
+        'Sure: {"category": "order", "urgent": true': 0,
+        "": 0,
+    }
+    reward = build_reward(read_reward("fields"), context())
+    found = reward([Attempt(PROMPT, head, REFERENCE, ', "reply"') for head in heads])
+    assert [score.value for score in found] == list(heads.values())
+    assert values_of("fields", list(heads)) == [0] * len(heads), "an answer that nothing ended is no head"
+    (score,) = reward([Attempt(PROMPT, answer(), REFERENCE, "\n")])
+    assert score.value == 1, "whole before the stop string"
+
+
 def test_what_has_no_reference_is_unscored_and_not_zero() -> None:
     for entry in ("fields", "exact", "rouge_l"):
         (score,) = build_reward(read_reward(entry), context())([Attempt(PROMPT, answer(), None)])

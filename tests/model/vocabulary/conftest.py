@@ -7,25 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from small_models import build_model
+from chinese_words import WORDS
 from tunesmith.model.vocabulary.base import BaseTokenizer
-
-WORDS = (
-    "自行车",
-    "订单",
-    "退款",
-    "我们",
-    "今天",
-    "天气",
-    "很好",
-    "请问",
-    "什么",
-    "时候",
-    "可以",
-    "收到",
-    "新的",
-    "车轮",
-)
 
 
 def chinese_texts(num_texts: int, rng_seed: int = 3) -> list[str]:
@@ -38,13 +21,8 @@ def chinese_texts(num_texts: int, rng_seed: int = 3) -> list[str]:
 
 
 @pytest.fixture(scope="session")
-def small_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_model(tmp_path_factory.mktemp("vocabulary") / "tiny")
-
-
-@pytest.fixture(scope="session")
-def base(small_dir: Path) -> BaseTokenizer:
-    return BaseTokenizer.load(small_dir)
+def base(base_dir: Path) -> BaseTokenizer:
+    return BaseTokenizer.load(base_dir)
 
 
 @pytest.fixture(scope="session")

@@ -21,9 +21,9 @@ def extension(base, texts) -> Extension:
     return learn_pieces(base, words, num_new_tokens=30, max_piece_characters=4, min_piece_count=2).extension
 
 
-def test_transformers_loads_what_was_written_with_template_and_stop_ids(base, extension, small_dir, tmp_path):
+def test_transformers_loads_what_was_written_with_template_and_stop_ids(base, extension, base_dir, tmp_path):
     write_tokenizer(base, extension, tmp_path)
-    before, after = AutoTokenizer.from_pretrained(small_dir), AutoTokenizer.from_pretrained(tmp_path)
+    before, after = AutoTokenizer.from_pretrained(base_dir), AutoTokenizer.from_pretrained(tmp_path)
     assert len(after) == len(before) + 30
     assert after.eos_token_id == before.eos_token_id
     chat = [{"role": "user", "content": "hi"}]
@@ -31,9 +31,9 @@ def test_transformers_loads_what_was_written_with_template_and_stop_ids(base, ex
     assert after.encode("我们今天") != before.encode("我们今天")
 
 
-def test_special_tokens_outside_the_vocabulary_keep_their_ids(small_dir, texts, tmp_path):
+def test_special_tokens_outside_the_vocabulary_keep_their_ids(base_dir, texts, tmp_path):
     # As in Qwen and Llama 3: added tokens are numbered after the vocabulary and have no seat in it.
-    raw = json.loads((small_dir / "tokenizer.json").read_bytes())
+    raw = json.loads((base_dir / "tokenizer.json").read_bytes())
     size = max(raw["model"]["vocab"].values()) + 1
     like = raw["added_tokens"][0]
     raw["added_tokens"] += [{**like, "id": size + n, "content": f"<|extra_{n}|>"} for n in range(3)]
@@ -75,8 +75,8 @@ def test_a_merge_without_its_piece_is_refused():
         ({"pre_tokenizer": {"type": "Whitespace"}}, "pre-tokenizer"),
     ],
 )
-def test_tokenizers_of_another_kind_are_refused(small_dir, tmp_path, changes, found):
-    raw = json.loads((small_dir / "tokenizer.json").read_bytes())
+def test_tokenizers_of_another_kind_are_refused(base_dir, tmp_path, changes, found):
+    raw = json.loads((base_dir / "tokenizer.json").read_bytes())
     (tmp_path / "tokenizer.json").write_text(json.dumps({**raw, **changes}))
     with pytest.raises(ModelError, match=found):
         BaseTokenizer.load(tmp_path)

@@ -27,9 +27,9 @@ def learned(folder: Path, texts: list[str], number: int = 25) -> tuple[BaseToken
 
 
 @pytest.fixture
-def written(small_dir: Path, texts: list[str], tmp_path: Path) -> tuple[Path, BaseTokenizer, Extension]:
-    base, extension = learned(small_dir, texts)
-    model = load_model(small_dir, device="cpu", dtype=torch.bfloat16)
+def written(base_dir: Path, texts: list[str], tmp_path: Path) -> tuple[Path, BaseTokenizer, Extension]:
+    base, extension = learned(base_dir, texts)
+    model = load_model(base_dir, device="cpu", dtype=torch.bfloat16)
     grow_rows(model, extension)
     model.save_pretrained(tmp_path / "grown")
     write_tokenizer(base, extension, tmp_path / "grown")
@@ -55,9 +55,9 @@ def test_a_new_row_is_the_mean_of_its_old_pieces(tmp_path, texts, tied, spare):
     assert model.config.vocab_size == max(extension.size, size + spare)
 
 
-def test_a_model_that_grew_says_of_old_text_what_it_said(small_dir, texts):
-    _, extension = learned(small_dir, texts)
-    model = load_model(small_dir, device="cpu", dtype=torch.float32)
+def test_a_model_that_grew_says_of_old_text_what_it_said(base_dir, texts):
+    _, extension = learned(base_dir, texts)
+    model = load_model(base_dir, device="cpu", dtype=torch.float32)
     ids = torch.arange(3, 40)[None]
     with torch.no_grad():
         before = model(input_ids=ids).logits
@@ -105,16 +105,16 @@ def test_new_tokens_must_be_the_old_ones_joined(base):
     assert not joins(base, extension, [b, a], [first])
 
 
-def test_a_matrix_with_too_few_rows_is_refused(written, small_dir, texts):
+def test_a_matrix_with_too_few_rows_is_refused(written, base_dir, texts):
     folder, base, extension = written
-    (folder / "model.safetensors").write_bytes((small_dir / "model.safetensors").read_bytes())
+    (folder / "model.safetensors").write_bytes((base_dir / "model.safetensors").read_bytes())
     with pytest.raises(ModelError, match="rows, config"):
         check_folder(folder, base, extension, texts[:5])
 
 
-def test_a_tokenizer_larger_than_its_model_is_refused(small_dir, texts):
-    _, extension = learned(small_dir, texts)
-    model = load_model(small_dir, device="cpu", dtype=torch.float32)
+def test_a_tokenizer_larger_than_its_model_is_refused(base_dir, texts):
+    _, extension = learned(base_dir, texts)
+    model = load_model(base_dir, device="cpu", dtype=torch.float32)
     model.resize_token_embeddings(100)
     with pytest.raises(ModelError, match="ids up to 399"):
         grow_rows(model, extension)

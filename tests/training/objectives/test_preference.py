@@ -41,7 +41,14 @@ def test_dpo_of_a_pair_three_times_as_likely_as_under_the_reference() -> None:
     result = dpo(pairs_of([LN3 - 5], [-6], ([2], [2]), ([-5], [-6])), beta=1.0, label_smoothing=0.0)
     assert result.loss.item() == pytest.approx(math.log(4 / 3))  # sigmoid(ln 3) = 3/4
     assert {name: value.item() for name, value in result.sums.items()} == pytest.approx(
-        {"accuracy": 1.0, "margin": LN3, "chosen_reward": LN3, "rejected_reward": 0.0}
+        {
+            "accuracy": 1.0,
+            "margin": LN3,
+            "chosen_reward": LN3,
+            "rejected_reward": 0.0,
+            "chosen_log_ratio": LN3,
+            "rejected_log_ratio": 0.0,
+        }
     )
     smoothed = dpo(pairs_of([LN3 - 5], [-6], ([2], [2]), ([-5], [-6])), beta=1.0, label_smoothing=0.25)
     assert smoothed.loss.item() == pytest.approx(0.75 * math.log(4 / 3) + 0.25 * math.log(4))

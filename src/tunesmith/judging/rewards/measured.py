@@ -8,7 +8,7 @@ from typing import Literal
 
 from tunesmith.errors import RecipeError
 from tunesmith.judging.fields import Target, find_target
-from tunesmith.judging.metrics import exact_match, field_accuracy, parse_json, reply_rouge_l, schema_valid
+from tunesmith.judging.metrics import MISSING, exact_match, field_accuracy, parse_json, reply_rouge_l, schema_valid
 from tunesmith.protocols import Attempt, Reward, RewardContext
 from tunesmith.recipe.rewards import ExactOptions, FieldsOptions, JsonSchemaOptions, RougeLOptions
 from tunesmith.types import Score
@@ -27,7 +27,11 @@ def json_schema(options: JsonSchemaOptions, ctx: RewardContext) -> Reward:
 
 
 def fields(options: FieldsOptions, ctx: RewardContext) -> Reward:
-    """Right fields / fields of the reference. An answer that is no JSON object has none right: 0, not unscored."""
+    """Right fields / fields of the reference. An answer that is no JSON object has none right: 0, not unscored.
+
+    One that a stop string ended is read as if the object were closed there; what it has not come to is wrong like any missing
+    field, or an answer that leaves out what is hard would earn more.
+    """
     target = _target(ctx, exact=options.fields, text=None)
     if not target.exact_fields:
         raise RecipeError(
@@ -39,7 +43,8 @@ def fields(options: FieldsOptions, ctx: RewardContext) -> Reward:
     def score(attempt: Attempt) -> Score:
         if attempt.reference is None:
             return _no_reference()
-        scores = field_accuracy(attempt.completion, attempt.reference, target)
+        answer = attempt.completion if attempt.stop_string is None else _closed(attempt.completion)
+        scores = field_accuracy(answer, attempt.reference, target)
         total = scores.pop("all_fields")
         known = [each.value for each in scores.values() if each.value is not None]
         if not known:
@@ -86,6 +91,13 @@ def _target(
     except RecipeError as error:
         raise RecipeError(error.message, where=ctx.where, hint=error.hint) from error
     return found
+
+
+def _closed(head: str) -> str:
+    """The head of a JSON object as a whole one, where it ends between two fields; as it is where it was whole."""
+    if parse_json(head) is not MISSING:
+        return head
+    return head.rstrip().removesuffix(",") + "}"
 
 
 def _no_reference() -> Score:

@@ -58,7 +58,7 @@ def dpo(pairs: Pairs, *, beta: float, label_smoothing: float) -> Summed:
     losses = -(1 - label_smoothing) * F.logsigmoid(logits)
     if label_smoothing:
         losses = losses - label_smoothing * F.logsigmoid(-logits)
-    return _summed(losses, beta * chosen, beta * rejected)
+    return _with_log_ratios(_summed(losses, beta * chosen, beta * rejected), pairs)
 
 
 def ipo(pairs: Pairs, *, beta: float) -> Summed:
@@ -70,7 +70,7 @@ def ipo(pairs: Pairs, *, beta: float) -> Summed:
     chosen, rejected = pairs.log_ratios()
     chosen, rejected = chosen / pairs.chosen_lengths, rejected / pairs.rejected_lengths
     losses = (chosen - rejected - 1 / (2 * beta)) ** 2
-    return _summed(losses, beta * chosen, beta * rejected)
+    return _with_log_ratios(_summed(losses, beta * chosen, beta * rejected), pairs)
 
 
 def orpo(pairs: Pairs, *, odds_weight: float) -> Summed:
@@ -175,6 +175,13 @@ def _summed(losses: torch.Tensor, chosen_rewards: torch.Tensor, rejected_rewards
         rejected_reward=rejected_rewards,
     )
     return Summed(losses.sum(), sums)
+
+
+def _with_log_ratios(summed: Summed, pairs: Pairs) -> Summed:
+    """And chosen_log_ratio, rejected_log_ratio: log(pi / pi_ref) of whole answers, in nats whatever beta is."""
+    chosen, rejected = pairs.log_ratios()
+    summed.sums.update(detached(chosen_log_ratio=chosen, rejected_log_ratio=rejected))
+    return summed
 
 
 def _log_odds(log_prob: torch.Tensor) -> torch.Tensor:
