@@ -29,7 +29,7 @@ from training_ours import RANK, Watch, answered, find_model, load_adapted, read_
 BETA, LEARNING_RATE = 0.1, 2e-5
 
 TRL_BEST: dict[str, Any] = {
-    # Thought to be the fastest of TRL_TRIED, not measured yet: compare with --only trl --trl NAME.
+    # The fastest of those of TRL_TRIED that were measured: docs/benchmarks.md has their seconds.
     "dtype": "bfloat16",
     "per_device": 1,  # pairs; a step's other pairs are accumulated
     "settings": {"bf16": False, "precompute_ref_log_probs": True},
