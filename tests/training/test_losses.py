@@ -95,7 +95,8 @@ def test_weighted_tokens_count_by_their_weights(
     found = gradients(tiny_model, found_loss)
     assert found_loss.item() == pytest.approx(expected_loss.item(), rel=1e-6)
     for name, gradient in expected.items():
-        torch.testing.assert_close(found[name], gradient, atol=1e-6, rtol=1e-3)
+        limit = 2e-5 * float(gradient.abs().max())  # fp32, summed in another order
+        torch.testing.assert_close(found[name], gradient, atol=limit, rtol=1e-3)
 
 
 def test_an_unknown_loss_is_named_with_the_nearest_one() -> None:

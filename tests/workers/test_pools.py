@@ -190,7 +190,7 @@ def test_no_worker_outlives_the_process_that_gives_the_work(sent: signal.Signals
         os.killpg(giver.pid, sent)  # what a terminal does at Ctrl-C
     else:
         giver.send_signal(sent)
-    assert giver.wait(20) == status
+    assert giver.wait(60) == status
     wait_until(lambda: not any(map(is_alive, workers)))
     assert "Traceback" not in errors.read_text()
 
