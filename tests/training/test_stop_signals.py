@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,16 @@ from tunesmith.training.stopping import StopSignals
 LAYER = "model.layers.0.mlp"
 WHOLE, SPREAD = "whole", "spread"
 SIGNALS = {WHOLE: {"rank": 1, "step": 2, "signal": "SIGTERM"}, SPREAD: {"rank": 0, "step": 2, "signal": "SIGINT"}}
+
+
+@pytest.fixture(autouse=True)
+def usual_handlers() -> Iterator[None]:
+    """As in a process in which nothing else has taken a signal: Ray does, and keeps it."""
+    usual = {signal.SIGTERM: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler}
+    before = {number: signal.signal(number, handler) for number, handler in usual.items()}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="module")
