@@ -1,6 +1,6 @@
 """What alignment adds to the supervised model of the support desk, on the same held-out rows.
 
-    python benchmarks/support_desk_alignment.py --root FOLDER [--recipes recipe-dpo.yaml recipe-grpo.yaml] [--threads 1]
+    python benchmarks/support_desk_alignment.py --root FOLDER [--recipes recipe-dpo.yaml ...] [--threads 1]
     python benchmarks/support_desk_alignment.py --root FOLDER --finished SFT_RUN DPO_RUN GRPO_RUN
 
 The first form runs recipe.yaml and the others up to their scores: they share the stages up to train, so the supervised model is
