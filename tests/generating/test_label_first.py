@@ -173,7 +173,7 @@ def test_no_more_items_are_open_than_the_teacher_answers_requests_at_a_time(tmp_
 
     generate("label_first", answer, tmp_path, num_rows=90, seeds=SEEDS, task=TASK, rows_per_request=3)
     assert len(turns) == 30
-    assert max(open_at_once) == FunctionClient.concurrency
+    assert 1 < max(open_at_once) <= FunctionClient.concurrency  # how many are met at once is a matter of threads
 
 
 def test_an_answer_that_cannot_be_read_is_rejected_and_the_item_goes_on(tmp_path: Path) -> None:
