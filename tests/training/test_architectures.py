@@ -74,7 +74,7 @@ def test_logits_equal_transformers_own_for_each_sample_alone(name: str, layout: 
 @every_layout
 @pytest.mark.parametrize("name", ["llama", "mistral, windows", "gemma3", "gpt2", "bloom", "bloom, six heads", "pythia"])
 @torch.no_grad()
-def test_so_do_those_of_a_sample_that_is_too_long_for_stored_weights(name: str, layout: str) -> None:
+def test_so_do_those_of_a_sample_that_is_computed_in_pieces(name: str, layout: str) -> None:
     model = build_tiny(name)
     sequences = [*branching_sequences(longest=460), branching_sequences(longest=450)[0]]
     for ids, found in zip(sequences, packed_logits(model, LAYOUTS[layout](sequences)), strict=True):

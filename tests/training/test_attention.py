@@ -16,14 +16,14 @@ from hypothesis import strategies as st
 from small_models import build_model
 from tunesmith.errors import ModelError, TrainingError
 from tunesmith.model.load import load_model
-from tunesmith.training import attention
+from tunesmith.training import attention, attention_products
 from tunesmith.training.alibi import alibi_slopes
 from tunesmith.training.attention import attend, varlen_attention
 from tunesmith.training.batches import build_batch
 from tunesmith.training.forward import hidden_states, varlen_forward
 from tunesmith.training.prefixes import lay_as_trie
 from tunesmith.training.probing import probe_model
-from tunesmith.training.segments import Bias, build_segments
+from tunesmith.training.segments import PLAIN, Bias, build_segments
 
 CPU = torch.device("cpu")
 
@@ -60,6 +60,34 @@ def test_outputs_and_gradients_equal_a_block_diagonal_mask(lengths: list[int], k
         torch.autograd.grad(found, inputs, direction), torch.autograd.grad(expected, inputs, direction), strict=True
     ):
         torch.testing.assert_close(ours, theirs, atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "bias", [PLAIN, Bias(window=50), Bias(slopes=alibi_slopes(6))], ids=["plain", "window", "slopes"]
+)
+def test_weights_that_are_computed_again_change_no_bit_of_a_gradient(
+    bias: Bias, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inputs, segments = (
+        [tensor.detach().bfloat16().requires_grad_() for tensor in random_heads(500)],
+        build_segments([420, 80]),
+    )
+    direction = torch.randn(1, 500, 6, 16, generator=torch.Generator().manual_seed(2)).bfloat16()
+    computed: list[int] = []
+    plain_weights = attention_products._Scores.weights
+
+    def weights(scores: Any, segment: Any) -> torch.Tensor:
+        computed.append(segment.length)
+        return plain_weights(scores, segment)
+
+    monkeypatch.setattr(attention_products._Scores, "weights", weights)
+    found: list[tuple[torch.Tensor, ...]] = []
+    for kept in (10_000, 0):
+        monkeypatch.setattr(attention_products, "_KEPT_PER_TOKEN", kept)
+        computed.clear()
+        found.append(torch.autograd.grad(attend(*inputs, 0.25, segments, 0.0, bias), inputs, direction))
+        assert sum(computed) == (500 if kept else 1000)
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
 
 
 def test_gradients_pass_gradcheck_in_double_precision() -> None:

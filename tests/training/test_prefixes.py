@@ -80,7 +80,7 @@ def test_every_token_of_every_sample_has_its_row_and_sees_exactly_what_came_befo
         assert visible[: len(rows)].tolist() == rows.tolist()
 
 
-@pytest.mark.parametrize("scale_up", [1, 30], ids=["direct", "torch's kernel and direct"])
+@pytest.mark.parametrize("scale_up", [1, 30], ids=["whole segments", "pieces of segments"])
 def test_attention_of_a_trie_equals_each_sample_alone(scale_up: int) -> None:
     samples = [np.repeat(ids, scale_up) if len(ids) > 35 else ids for ids in chats()]
     layout = lay_as_trie(samples)

@@ -31,8 +31,7 @@ NAME = "tunesmith_varlen"
 
 _LONGEST_WHOLE, _PIECE = 192, 128
 """Tokens that the last one of a segment sees, up to which a segment is computed in one piece, and the queries of a piece of a longer one:
-no keys behind a piece are looked at. Measured on one AVX512-BF16 core, 9 heads of 64: pieces of 64, 96, 192 and 256 are up to a
-third slower at 320 to 1,024 tokens."""
+no keys behind a piece are looked at. Measured on one AVX512-BF16 core, 9 heads of 64 (docs/experiments.md)."""
 
 
 def varlen_attention(

@@ -1,6 +1,6 @@
 """Attention by plain matrix products, segment by segment, forward and backward: what a CPU trains with.
 
-Twice the speed of torch's flash kernel there (docs/experiments.md). Weights are kept for the backward pass up to a bound, beyond it they are
+Its speed beside torch's flash kernel stands in docs/experiments.md. Weights are kept for the backward pass up to a bound, beyond it they are
 computed again. Scores and their gradients are formed in fp32, as flash kernels do; everything stored is in the model's
 dtype, except the gradients of keys and values that several segments see: they are summed in fp32. Query heads that
 share a key head are stacked into one product (G L rows). Knows no models and no packing.
