@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -277,23 +278,31 @@ async def test_the_advertised_context_is_the_one_a_request_gets(engine: LlamaCpp
         await _collect(engine, Prompt((5,) * 1000, (2,)), SamplingParams(max_tokens=1))
 
 
-def _open_files() -> set[str]:
+def _listening_sockets() -> set[str]:
+    """The sockets of this process that listen on TCP; other tests of the process may have some."""
     found: set[str] = set()
     for link in Path("/proc/self/fd").iterdir():
         with contextlib.suppress(FileNotFoundError):  # the descriptor of this very listing
             found.add(str(link.readlink()))
-    return found
+    listening = {line.split()[9] for line in Path("/proc/net/tcp").read_text().splitlines()[1:] if " 0A " in line}
+    return found & {f"socket:[{inode}]" for inode in listening}
 
 
 @pytest.mark.real
-def test_loading_leaves_signals_alone_and_opens_no_port(engine: LlamaCppEngine) -> None:
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    with pytest.raises(KeyboardInterrupt):
-        os.kill(os.getpid(), signal.SIGINT)
-        time.sleep(1)
-    mine = _open_files()
-    listening = {line.split()[9] for line in Path("/proc/net/tcp").read_text().splitlines()[1:] if " 0A " in line}
-    assert not {f"socket:[{inode}]" for inode in listening} & mine
+def test_loading_leaves_signals_alone_and_opens_no_port(smollm2: Any) -> None:
+    before = _listening_sockets()
+    with LlamaCppEngine(smollm2.gguf, context_length=256, num_slots=1, num_threads=1):
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(1)
+        assert _listening_sockets() == before
+
+
+def test_a_listening_socket_of_this_process_is_seen() -> None:
+    before = _listening_sockets()
+    with socket.create_server(("127.0.0.1", 0)):
+        assert len(_listening_sockets() - before) == 1
 
 
 @pytest.mark.real
