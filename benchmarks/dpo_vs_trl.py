@@ -5,10 +5,13 @@
 
 Every run is a process of its own. Both sides start from one adapter file and see the same pairs in the same order, so that
 the two loss curves can be laid over each other. A pair is a chat of `--turns` exchanges of the file, then one more question:
-chosen is its own reply, rejected the reply of another row; files of preferences are taken as they are. The first epoch counts
-the reference model's log-probabilities, later ones have them (TRL: where its settings keep them). A run's speed is real tokens,
-prompt and answer of both sequences of a pair, over seconds; loading is not counted, our rehearsal of the largest pack is. Prints
-tokens/s, their ratio round by round with its median, peak memory and both loss curves; --out keeps all of it.
+chosen is its own reply, rejected the reply of another row; `--common-turns` puts the same exchanges before all chats, like the
+examples of a prompt; files of preferences are taken as they are. The first epoch counts the reference model's
+log-probabilities, later ones have them (TRL: where its settings keep them). A run's speed is real tokens, prompt and answer of
+both sequences of a pair, over seconds; loading is not counted, our rehearsal of the largest pack is. Prints tokens/s, their
+ratio round by round with its median, peak memory and both loss curves; --out keeps all of it. Beside the ratio stands how far
+ahead of TRL those matrix products alone would be that the training cannot do without (see sft_vs_trl.py), at the rate they
+reach here.
 """
 
 from __future__ import annotations
@@ -24,7 +27,20 @@ from pathlib import Path
 from typing import Any
 
 import rounds
-from training_ours import RANK, Watch, answered, find_model, load_adapted, read_data, train_on, write_adapter
+from training_ours import (
+    RANK,
+    Watch,
+    answered,
+    computed_rows,
+    exchanges,
+    find_model,
+    load_adapted,
+    measure_product,
+    needed_flops,
+    read_data,
+    train_on,
+    write_adapter,
+)
 
 BETA, LEARNING_RATE = 0.1, 2e-5
 
@@ -52,6 +68,7 @@ def main() -> None:
     rounds.add_trl(parser, TRL_TRIED, alone=True)
     parser.add_argument("--pairs", type=int, default=16)
     parser.add_argument("--turns", type=int, default=3, help="exchanges before the one that is compared")
+    parser.add_argument("--common-turns", type=int, default=0, help="exchanges before these, the same for all")
     parser.add_argument("--pairs-per-step", type=int, default=4)
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--pack-length", type=int, default=2048, help="tokens of our packs, shared beginnings once")
@@ -86,7 +103,7 @@ def write_pairs(model_dir: Path, args: argparse.Namespace, out: Path) -> dict[st
 
     renderer = Renderer.for_model(model_dir)
     found: list[dict[str, list[int]]] = []
-    for prompt, *answers in read_pairs(args.data, args.turns):
+    for prompt, *answers in read_pairs(args.data, args.turns, args.common_turns):
         if len(found) == args.pairs:
             break
         rendered = [renderer.render([*prompt, answer], "last_turn") for answer in answers]
@@ -115,7 +132,7 @@ def write_pairs(model_dir: Path, args: argparse.Namespace, out: Path) -> dict[st
     }
 
 
-def read_pairs(data: list[Path] | None, turns: int) -> Any:
+def read_pairs(data: list[Path] | None, turns: int, common_turns: int) -> Any:
     """(prompt messages, chosen, rejected) of each pair."""
     from tunesmith.types import Message, Preference
 
@@ -125,13 +142,12 @@ def read_pairs(data: list[Path] | None, turns: int) -> Any:
             answers = (Message(role="assistant", content=text) for text in (row.chosen, row.rejected))
             yield (row.prompt, *answers)
     chats = answered(rows)
-    for start in range(0, len(chats) - turns - 1, turns + 1):
-        before = [
-            message for row in chats[start : start + turns] for message in row.messages if message.role != "system"
-        ]
+    common = exchanges(chats[:common_turns])
+    for start in range(common_turns, len(chats) - turns - 1, turns + 1):
         row, stranger = chats[start + turns], chats[start + turns + 1]
         system = [message for message in row.prompt if message.role == "system"]
         rest = [message for message in row.prompt if message.role != "system"]
+        before = common + exchanges(chats[start : start + turns])
         yield [*system, *before, *rest], row.messages[-1], stranger.messages[-1]
 
 
@@ -148,6 +164,7 @@ def run_ours(spec: dict[str, Any]) -> dict[str, Any]:
     from tunesmith.training.reference import reference_log_probs
 
     model, precision = load_adapted(spec)
+    product_rate = measure_product(model, spec["pack_length"])
     section = Align(loss="dpo", beta=spec["beta"], num_epochs=spec["epochs"], lr_schedule="constant", warmup_ratio=0)
     samples = read_samples(spec["pairs"])
     watch = Watch()
@@ -162,8 +179,13 @@ def run_ours(spec: dict[str, Any]) -> dict[str, Any]:
         trained = train_on(model, source, section, spec, watch, Path(folder), LOSSES.load("dpo", where="")(section))
     per_epoch = len(watch.steps) // spec["epochs"]
     marks = [begin, *watch.ends[per_epoch - 1 :: per_epoch]]
+    counts = computed_rows(source, range(per_epoch)), int(samples.num_targets.sum())
+    later = needed_flops(model, *counts)
     return {
+        "epoch_flops": [later + needed_flops(model, *counts, backward=False), *[later] * (spec["epochs"] - 1)],
+        "product_flops_per_second": product_rate,
         "reference_seconds": reference_seconds,
+        "rehearsal_seconds": (watch.begin or begin) - begin,
         "epoch_seconds": [end - start for start, end in pairwise(marks)],
         "tokens": int(samples.lengths.sum()),
         "steps": watch.steps,
@@ -260,9 +282,16 @@ def print_report(report: dict[str, Any]) -> None:
     if len(entries[0]) < 2:
         return
     print()
+    ours, theirs = ([entry[name] for entry in entries] for name in (rounds.OURS, "trl"))
+    rate = rounds.median_of(ours, "product_flops_per_second")
     for epoch, ratios in enumerate(zip(*(ratios_of(entry) for entry in entries), strict=True)):
         what = "with the reference" if epoch == 0 else "reference known"
-        print(f"epoch {epoch + 1} ({what}): {rounds.spread(ratios)}")
+        alone = ours[0]["epoch_flops"][epoch] / rate
+        bound = statistics.median(seconds_of(run, epoch) for run in theirs) / alone
+        print(f"epoch {epoch + 1} ({what}): {rounds.spread(ratios)}; its products alone {alone:.1f} s, {bound:.1f}x")
+    rehearsal = rounds.median_of(ours, "rehearsal_seconds")
+    print(f"rehearsal of the largest pack, once in a training: {rehearsal:.1f} s of the first epoch")
+    print(f"products alone: at {rate / 1e9:.0f} GFLOP/s, what a bf16 product of the model's MLP reaches")
     rounds.print_losses(entries[0])
 
 

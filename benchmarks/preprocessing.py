@@ -2,16 +2,20 @@
 
     python -m venv /tmp/trl && /tmp/trl/bin/pip install "trl[peft]==1.16.0" torch
     python -m venv /tmp/lf && /tmp/lf/bin/pip install llamafactory==0.9.5 torch
+    python -m venv /tmp/axolotl && /tmp/axolotl/bin/pip install axolotl==0.19.0
     python benchmarks/preprocessing.py --trl-python /tmp/trl/bin/python --llamafactory-python /tmp/lf/bin/python \
-        --data gsm8k_train.json --rows 1000 --rounds 3
+        --axolotl-python /tmp/axolotl/bin/python --data gsm8k_train.json --rows 1000 --rounds 3
 
 A chat is `--exchanges` questions and answers of different rows of the data, one after another: real texts, made long. Every run is
-a process of its own, in alternation. Ours is the whole stage, from the rows' file to samples and packs on disk, its workers'
-start included. TRL is SFTTrainer's preparation of a dataset that is loaded already (assistant_only_loss with the same template
-and generation tags in it, BFD packing), LLaMA-Factory the preprocessing of a loaded one (sft, packing, its chatml template). Two
-processes each. What came out is compared: samples with the same ids, and with the same ids and targets (LLaMA-Factory also
-trains the line break after a turn's end: it is told apart, and no other difference is). Prints rows/s, tokens/s, ratios round by round with
-their median, and the peak memory of the process and its children; --out keeps all of it.
+a process of its own, in alternation. Imports are left out on every side (ours: numba with the loops it compiled before, too); all
+else counts: loading the tokenizer, reading the rows' file, rendering, tokens, masks, packs (axolotl makes those while it trains), and
+writing what was made, workers' start included. Ours is the stage as a run has it; TRL is its tokenizer, `load_dataset` and
+SFTTrainer's preparation (assistant_only_loss with the same template and generation tags in it, BFD packing); LLaMA-Factory its
+tokenizer and dataset (sft, packing, its chatml template); axolotl its tokenizer and datasets as `axolotl preprocess` has them
+(chat_template, the tokenizer's own). Two processes each. What came out is compared: samples with the same ids, and with the same ids
+and targets (LLaMA-Factory also trains the line break after a turn's end: it is told apart, and no other difference is). Prints
+seconds and those of peers' preparation alone (rows and tokenizer at hand), rows/s, tokens/s, ratios round by round with their
+median, and the peak memory of the process and its children; --out keeps all of it.
 """
 
 from __future__ import annotations
@@ -31,7 +35,7 @@ import rounds
 from training_ours import answered, find_model, read_data
 
 SYSTEM = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"  # what its template writes by itself
-PEERS = ("trl", "llamafactory")
+PEERS = ("trl", "llamafactory", "axolotl")
 
 TRL_BEST: dict[str, Any] = {"dataset_num_proc": 2}
 TRL_TRIED: dict[str, dict[str, Any]] = {"best": TRL_BEST, "one process": {"dataset_num_proc": None}}
@@ -133,6 +137,7 @@ def run_ours(spec: dict[str, Any]) -> dict[str, Any]:
     from safetensors.numpy import load_file
 
     from tunesmith.chat.tokenizer import load_tokenizer
+    from tunesmith.chat.word_table import has_compiler
     from tunesmith.events import NullSink
     from tunesmith.protocols import Context
     from tunesmith.recipe import Runtime, Tokenize
@@ -156,6 +161,8 @@ def run_ours(spec: dict[str, Any]) -> dict[str, Any]:
     out.mkdir(parents=True)
     runtime = Runtime() if spec["workers"] is None else Runtime(num_workers=spec["workers"])
     load_tokenizer(Path(spec["model"]))  # what it imports; peers have theirs loaded too
+    if has_compiler():
+        import tunesmith.chat.word_loops  # noqa: F401 - compiles on a machine's first run
     started = time.perf_counter()
     outcome = tokenize.run(Tokenize(pack_length=spec["pack_length"]), inputs, out, Context(NullSink(), runtime))
     seconds = time.perf_counter() - started
@@ -198,13 +205,17 @@ def print_report(report: dict[str, Any]) -> None:
     print(
         f"\n{chats['rows']} chats of {chats['turns']:.0f} turns on average, {chats['most_turns']} at most; packs of {report['pack_length']}\n"
     )
-    print(f"{'':14}{'seconds':>9}{'rows/s':>9}{'tokens/s':>11}{'packs':>8}{'peak GB':>10}   ours over it")
+    heads = f"{'seconds':>9}{'preparing':>11}{'rows/s':>9}{'tokens/s':>11}{'packs':>8}{'peak GB':>10}"
+    print(f"{'':14}{heads}   ours over it")
     for name in entries[0]:
         runs = [entry[name] for entry in entries]
         seconds = rounds.median_of(runs, "seconds")
         ratios = [entry[name]["seconds"] / entry[rounds.OURS]["seconds"] for entry in entries]
-        print(f"{name:14}{seconds:9.2f}{chats['rows'] / seconds:9.1f}{runs[0]['tokens'] / seconds:11,.0f}", end="")
-        print(f"{runs[0]['packs']:8}{rounds.peak_gigabytes(runs):10.2f}   {rounds.spread(ratios)}")
+        alone = f"{rounds.median_of(runs, 'preparing'):11.2f}" if "preparing" in runs[0] else f"{'':11}"
+        print(
+            f"{name:14}{seconds:9.2f}{alone}{chats['rows'] / seconds:9.1f}{runs[0]['tokens'] / seconds:11,.0f}", end=""
+        )
+        print(f"{runs[0]['packs'] or '-':>8}{rounds.peak_gigabytes(runs):10.2f}   {rounds.spread(ratios)}")
     for name, found in report["agreement"].items():
         print(f"\n{name}: of {found['ours']} samples {found['same ids']} have the same ids, ", end="")
         print(f"{found['same ids and targets']} the same ids and targets")

@@ -8,7 +8,8 @@ Every run is a process of its own. Both sides get the same token ids and the sam
 Prints tokens/s, their ratio round by round with its median, peak memory and both loss curves; --out keeps all of it.
 Beside tokens/s stands the share of this machine's rate of matrix products: the operations of the products that the training
 cannot do without (forward, backward by inputs, adapters, the head on supervised rows; attention not counted), per second, over
-what a bf16 product of the model's MLP reaches alone on as many threads, measured before each of our runs.
+what a bf16 product of the model's MLP reaches alone on as many threads, measured before each of our runs. Beginnings that the
+rows of a pack share are counted once.
 """
 
 from __future__ import annotations
@@ -20,7 +21,20 @@ from pathlib import Path
 from typing import Any
 
 import rounds
-from training_ours import ALPHA, RANK, Watch, add_lora, find_model, load_base, read_samples, train_on, write_rows
+from training_ours import (
+    ALPHA,
+    RANK,
+    Watch,
+    add_lora,
+    computed_rows,
+    find_model,
+    load_base,
+    measure_product,
+    needed_flops,
+    read_samples,
+    train_on,
+    write_rows,
+)
 
 LEARNING_RATES = {"lora": 2e-4, "full": 1e-5}
 
@@ -60,6 +74,9 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=96)
     parser.add_argument("--method", choices=("lora", "full"), default="lora")
     parser.add_argument("--pack-length", type=int, help="tokens of our packs; none = 1024")
+    parser.add_argument(
+        "--common-turns", type=int, default=0, help="exchanges that stand before every row, the same for all"
+    )
     rounds.run(parser, compare, print_report, run_ours)
 
 
@@ -68,7 +85,7 @@ def compare(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     model_dir = find_model(args.model)
     peer = TRL_TRIED[args.trl]
     rows = folder / "rows.jsonl"
-    facts = write_rows(model_dir, args.data, args.rows, rows)
+    facts = write_rows(model_dir, args.data, args.rows, rows, args.common_turns)
     setup = {
         "method": args.method,
         "rank": RANK,
@@ -96,7 +113,7 @@ def run_ours(spec: dict[str, Any]) -> dict[str, Any]:
 
     samples = read_samples(spec["rows"])
     model, precision = load_base(spec)
-    product_rate = measure_product(spec["pack_length"], model.config.hidden_size, model.config.intermediate_size)
+    product_rate = measure_product(model, spec["pack_length"])
     if spec["method"] == "lora":
         add_lora(model)
     else:
@@ -109,7 +126,7 @@ def run_ours(spec: dict[str, Any]) -> dict[str, Any]:
         trained = train_on(model, source, section, spec, watch, Path(folder), CrossEntropy())
         seconds = time.perf_counter() - started
     return {
-        "flops": needed_flops(model, samples),
+        "flops": needed_flops(model, computed_rows(source, range(source.num_steps)), int(samples.num_targets.sum())),
         "product_flops_per_second": product_rate,
         "seconds": seconds,
         "tokens": int(samples.lengths.sum()),
@@ -117,32 +134,6 @@ def run_ours(spec: dict[str, Any]) -> dict[str, Any]:
         "peak_memory_bytes": trained.peak_memory_bytes,
         "precision": precision,
     }
-
-
-def measure_product(rows: int, inputs: int, outputs: int) -> float:
-    """Operations per second of the best of 30 bf16 products (rows, inputs) x (inputs, outputs)."""
-    import torch
-
-    left, right = torch.randn(rows, inputs).bfloat16(), torch.randn(outputs, inputs).bfloat16()
-    best = float("inf")
-    for _ in range(30):
-        started = time.perf_counter()
-        torch.nn.functional.linear(left, right)
-        best = min(best, time.perf_counter() - started)
-    return 2 * rows * inputs * outputs / best
-
-
-def needed_flops(model: Any, samples: Any) -> float:
-    """Operations of the matrix products of one epoch, two for each multiplication. A weight that is trained costs a third
-    product."""
-    head = model.get_output_embeddings().weight
-    per_token = sum(
-        (6 if p.requires_grad else 4) * p.numel()
-        for p in model.get_decoder().parameters()
-        if p.dim() == 2 and p is not head
-    )
-    per_target = (6 if head.requires_grad else 4) * head.numel()
-    return per_token * float(samples.lengths.sum()) + per_target * float(samples.num_targets.sum())
 
 
 def speed(run: dict[str, Any]) -> float:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rounds import HERE, read_lines, write_lines
 
@@ -37,14 +38,27 @@ def answered(rows: list[Any]) -> list[Any]:
     return [row for row in rows if isinstance(row, Conversation) and row.reply is not None]
 
 
-def write_rows(model_dir: Path, data: list[Path] | None, limit: int, out: Path) -> dict[str, int]:
-    """Render rows with the model's own template: {input_ids, labels} a line, -100 where nothing is learnt."""
+def exchanges(chats: list[Any]) -> list[Any]:
+    """The messages of some chats, one after another."""
+    return [message for row in chats for message in row.messages if message.role != "system"]
+
+
+def write_rows(
+    model_dir: Path, data: list[Path] | None, limit: int, out: Path, common_turns: int = 0
+) -> dict[str, int]:
+    """Render rows with the model's own template: {input_ids, labels} a line, -100 where nothing is learnt.
+
+    common_turns: of so many rows at the beginning the exchanges stand before all others, and the last reply alone is learnt.
+    """
     from tunesmith.chat.renderer import Renderer
     from tunesmith.types import Conversation
 
     renderer = Renderer.for_model(model_dir)
     conversations = [row for row in read_data(data) if isinstance(row, Conversation)]
-    rendered = [renderer.render(row.messages, "all_turns") for row in conversations[:limit]]
+    before = exchanges(conversations[:common_turns])
+    chosen = conversations[common_turns : common_turns + limit]
+    learnt = "last_turn" if before else "all_turns"
+    rendered = [renderer.render([*before, *row.messages], learnt) for row in chosen]
     rows = [
         {
             "input_ids": list(each.input_ids),
@@ -88,7 +102,7 @@ def load_base(spec: dict[str, Any]) -> tuple[Any, str]:
     return load_model(Path(spec["model"]), device="cpu", dtype=precision.dtype), precision.reason
 
 
-def add_lora(model: Any, blocks: int | str = "all") -> Any:
+def add_lora(model: Any, blocks: int | Literal["all"] = "all") -> Any:
     """A fresh adapter on every linear layer, or those of the top blocks; returns its config."""
     from tunesmith.model.adapters import AdapterConfig, add_adapter, choose_targets, target_names
     from tunesmith.model.freezing import within_top
@@ -124,13 +138,16 @@ def load_adapted(spec: dict[str, Any]) -> tuple[Any, str]:
 
 
 class Watch:
-    """An event sink that keeps the loss of every step, and when it ended."""
+    """An event sink that keeps the loss of every step, when it ended, and when the first one began."""
 
     def __init__(self) -> None:
         self.steps: list[dict[str, float]] = []
         self.ends: list[float] = []
+        self.begin: float | None = None
 
     def emit(self, event: Any) -> None:
+        if event.type == "progress" and self.begin is None:
+            self.begin = time.perf_counter()
         if event.type == "metric" and "loss" in event.values:
             self.steps.append({"step": event.step, "loss": event.values["loss"]})
             self.ends.append(time.perf_counter())
@@ -150,3 +167,47 @@ def train_on(model: Any, source: Any, section: Any, spec: dict[str, Any], watch:
         places=loop.Places(folder / "checkpoints", folder / "metrics.jsonl", watch),
         loss=loss,
     )
+
+
+def measure_product(model: Any, rows: int) -> float:
+    """Operations per second of the best of 200 bf16 products, this many rows through the model's MLP."""
+    import torch
+
+    inputs, outputs = model.config.hidden_size, model.config.intermediate_size
+    left, right = torch.randn(rows, inputs).bfloat16(), torch.randn(outputs, inputs).bfloat16()
+    best = float("inf")
+    for _ in range(200):
+        started = time.perf_counter()
+        torch.nn.functional.linear(left, right)
+        best = min(best, time.perf_counter() - started)
+    return 2 * rows * inputs * outputs / best
+
+
+def computed_rows(source: Any, steps: Iterable[int]) -> int:
+    """Rows of the forward passes of these steps: tokens, what the samples of a pack begin with in common once."""
+    import torch
+
+    from tunesmith.training.batches import build_batch
+
+    taken = (source.take(step) for step in steps)
+    passes = (
+        build_batch(samples, pack, torch.device("cpu"), share_prefixes=True)
+        for samples, packs in taken
+        for pack in packs
+    )
+    return sum(batch.input_ids.shape[1] for batch in passes)
+
+
+def needed_flops(model: Any, num_rows: int, num_targets: int, *, backward: bool = True) -> float:
+    """Operations of the matrix products that training so many rows and targets cannot do without, two for each multiplication:
+    forward, gradients of inputs, and of weights that are trained. Without `backward` those of the frozen model's forward pass.
+    Attention is not counted."""
+    head = model.get_output_embeddings().weight
+
+    def per_row(weight: Any) -> int:
+        if not backward:
+            return 0 if weight.requires_grad else 2 * weight.numel()
+        return (6 if weight.requires_grad else 4) * weight.numel()
+
+    matrices = [p for p in model.get_decoder().parameters() if p.dim() == 2 and p is not head]
+    return float(sum(map(per_row, matrices)) * num_rows + per_row(head) * num_targets)

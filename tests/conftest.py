@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,41 @@ if (
     signal.getsignal(signal.SIGINT) == signal.SIG_IGN
 ):  # a shell's background job ignores Ctrl-C, and so would what tests start
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+SLOW_FILES = (
+    "training/test_architectures.py",
+    "stages/test_processes.py",
+    "stages/test_seed_systems.py",
+    "workers/test_pools.py",
+    "stages/test_workers.py",
+    "training/test_stop_signals.py",
+    "training/test_sharding.py",
+    "training/test_ranks.py",
+    "sinks/test_real_trackers.py",
+)
+"""Files of the second layer that take minutes for few tests: dealt first, so that no test process waits for one at the end."""
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The slow files first, then those of most tests; within a file nothing moves."""
+    first = {REPOSITORY / "tests" / name: place for place, name in enumerate(SLOW_FILES)}
+    num_tests = Counter(item.path for item in items)
+    items.sort(key=lambda item: (first.get(item.path, len(first)), -num_tests[item.path], item.path))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def process_as_before() -> Iterator[None]:
+    """Which files share a process depends on how they are dealt: each leaves signals and torch's threads as it found them."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    torch = sys.modules.get("torch")  # loaded by the test files that use it, before any test runs
+    num_threads = torch.get_num_threads() if torch else 0
+    yield
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+    if torch:
+        torch.set_num_threads(num_threads)
 
 
 class RecordingSink:

@@ -10,31 +10,14 @@ import pytest
 from pydantic import BaseModel
 
 import tunesmith
+from english_words import WORDS
 from tunesmith import api
 from tunesmith.errors import DataError, EngineError, RecipeError, TunesmithError
 from tunesmith.events import Note
 
-WORDS = [
-    "amber",
-    "birch",
-    "cedar",
-    "delta",
-    "ember",
-    "fjord",
-    "grove",
-    "heath",
-    "inlet",
-    "jetty",
-    "knoll",
-    "larch",
-    "maple",
-    "north",
-    "ocean",
-    "pearl",
-]
 ROWS = [
     {"question": f"{a} or {b}?", "response": f"{a} {i}"}
-    for i, (a, b) in enumerate(zip(WORDS, reversed(WORDS), strict=True))
+    for i, (a, b) in enumerate(zip(WORDS[:16], reversed(WORDS[:16]), strict=True))
 ]
 SMALL = {
     "curate": {"max_similarity": 1},
@@ -113,6 +96,32 @@ def test_warnings_of_a_run_reach_those_who_gave_no_sink(tmp_path: Path) -> None:
         engine.events.emit(Note(level="warning", message="2 rows stay out"))
 
 
+def test_a_condition_that_no_template_writes_is_refused_before_training(tmp_path: Path, base_dir: Path) -> None:
+    engine = tunesmith.Engine(str(base_dir), root=tmp_path / "runs", condition="GPT3")
+    engine.add_data(ROWS)
+    with pytest.raises(RecipeError, match="writes no condition") as caught:
+        engine.train(recipe=SMALL)
+    assert caught.value.where == "recipe.evaluate.condition"
+    assert not list((tmp_path / "runs").glob("engine-*"))
+
+
+def test_calls_are_asked_under_the_condition_of_the_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[object] = []
+
+    async def open_nothing(*given: object) -> None:
+        opened.append(given[-1])
+        raise EngineError("nothing to open")
+
+    monkeypatch.setattr("tunesmith.server.answering.open_answerer", open_nothing)
+    with tunesmith.Engine("any", root=tmp_path, condition="GPT3") as engine:
+        with pytest.raises(EngineError, match="nothing to open"):
+            engine("hello")
+        engine.use_endpoint("any", "http://127.0.0.1:9/v1")
+        with pytest.raises(RecipeError, match="endpoint's model is asked without a condition"):
+            engine("hello")
+    assert opened == ["GPT3"]
+
+
 @pytest.mark.real
 def test_train_call_typed_call_and_switch(tmp_path: Path, tiny_model_dir: Path, smollm2) -> None:
     with tunesmith.Engine(str(tiny_model_dir), name="small", root=tmp_path, system_prompt="Answer.") as engine:
@@ -128,7 +137,12 @@ def test_train_call_typed_call_and_switch(tmp_path: Path, tiny_model_dir: Path, 
         assert ticket.intent in ("repair", "refund")
         with pytest.raises(EngineError, match="no Ticket"):
             engine("my brakes failed", Ticket, max_tokens=2)
+        engine.condition = "GPT3"
         engine.model = str(smollm2.gguf)
+        with pytest.raises(RecipeError, match="writes no condition") as caught:
+            engine("What is 2+2?")
+        assert caught.value.where == "condition"
+        engine.condition = None
         assert "4" in engine("What is 2+2?", max_tokens=24)
         engine.model = "no-such-model"
         with pytest.raises(TunesmithError):

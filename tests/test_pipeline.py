@@ -67,7 +67,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> FakeStages:
 
 def recipe(tmp_path: Path, **changes: object) -> ResolvedRecipe:
     return resolve_mapping(
-        {"name": "desk", "base_model": "m", "ingest": {"files": ["a.txt"]}, **changes}, folder=tmp_path
+        {"name": "desk", "base_model": "some/model", "ingest": {"files": ["a.txt"]}, **changes}, folder=tmp_path
     )
 
 

@@ -120,6 +120,20 @@ def test_a_recipe_that_is_wrong_as_a_whole_is_explained(
     assert also in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("override", "where"),
+    [
+        ("train.lora_rank=0", "recipe.train.lora_rank (--set)"),
+        ("train={lora_rank: 0}", "recipe.train.lora_rank (--set)"),
+        ("train.num_epochs=2", "recipe.train.lora_rank (recipe.yaml:6)"),
+    ],
+)
+def test_a_wrong_value_is_placed_where_it_was_given(tmp_path: Path, override: str, where: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(write(tmp_path, GOOD + "train:\n  lora_rank: 0\n"), [override])
+    assert caught.value.where == where
+
+
 def test_several_problems_are_listed_together(tmp_path: Path) -> None:
     with pytest.raises(RecipeError) as caught:
         load_recipe(write(tmp_path, GOOD + "train:\n  lora_rank: 0\n  epochs: 3\n"))
@@ -127,10 +141,10 @@ def test_several_problems_are_listed_together(tmp_path: Path) -> None:
     assert "num_epochs" in str(caught.value)
 
 
-def test_a_missing_file_says_where_to_find_examples(tmp_path: Path) -> None:
+def test_a_missing_file_says_what_writes_one(tmp_path: Path) -> None:
     with pytest.raises(RecipeError) as caught:
         load_recipe(tmp_path / "none.yaml")
-    assert "examples" in str(caught.value.hint)
+    assert "tunesmith new" in str(caught.value.hint)
 
 
 @pytest.mark.parametrize("override", ["train.num_epochs", "=3", "name.x=1", "train..x=1"])

@@ -42,6 +42,8 @@ class Engine:
 
     `model` is anything a recipe takes (built-in name, hub id, folder, .gguf file), a run (`desk-001`), or, with
     `base_url`, a model name at an OpenAI-compatible endpoint. Assigning `engine.model` switches to another one.
+    `condition` is the source class that answers are asked for under (C-RLFT), where the chat template writes one; training
+    then evaluates under it, too.
     """
 
     def __init__(
@@ -51,6 +53,7 @@ class Engine:
         name: str = "engine",
         task: str | None = None,
         system_prompt: str | None = None,
+        condition: str | None = None,
         base_url: str | None = None,
         api_key_env: str | None = None,
         root: Path | str | None = None,
@@ -60,6 +63,7 @@ class Engine:
         self.name = name
         self.task = task
         self.system_prompt = system_prompt
+        self.condition = condition
         self._endpoint = (base_url, api_key_env)
         self.root = Path(root) if root is not None else default_root()
         self.events = events or CallbackSink(_warn)
@@ -186,10 +190,16 @@ class Engine:
 
             base_url, api_key_env = self._endpoint
             if base_url:
+                if self.condition is not None:
+                    raise RecipeError(
+                        "an endpoint's model is asked without a condition", where="condition", hint="leave it out"
+                    )
                 self._answerer = await open_endpoint(self._model, base_url, api_key_env, self.system_prompt)
             else:
                 reference = str(self.run.path) if self.run else self._model
-                self._answerer = await open_answerer(reference, self.root, self.events, self.system_prompt)
+                self._answerer = await open_answerer(
+                    reference, self.root, self.events, self.system_prompt, self.condition
+                )
         return self._answerer
 
     def _release(self) -> None:
@@ -211,6 +221,8 @@ class Engine:
         else:
             ingest["test_files"] = [_write_rows(folder, [_as_row(r, i) for i, r in enumerate(_as_items(test_data))])]
         mapping: dict[str, Any] = {"name": self.name, "base_model": self._model, "ingest": ingest, "train": dict(train)}
+        if self.condition is not None:
+            mapping["evaluate"] = {"condition": self.condition}
         for key, value in recipe.items():
             both = isinstance(value, Mapping) and isinstance(mapping.get(key), dict)
             mapping[key] = {**mapping[key], **value} if both else value

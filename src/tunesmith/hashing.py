@@ -33,3 +33,11 @@ def digest_file(path: Path) -> str:
         while block := stream.read(_BLOCK_BYTES):
             sha.update(block)
     return sha.hexdigest()
+
+
+def digest_path(path: Path) -> str:
+    """Of a file, its digest; of a folder, sha256 over the names and digests of all files in it."""
+    if path.is_file():
+        return digest_file(path)
+    files = sorted(entry for entry in path.rglob("*") if entry.is_file())
+    return digest_json([[entry.relative_to(path).as_posix(), digest_file(entry)] for entry in files])

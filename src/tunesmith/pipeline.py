@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from tunesmith.chat.templates import check_template_name
 from tunesmith.errors import EXTRAS, MissingExtra, RecipeError, StoreError, TrainingError, TunesmithError
 from tunesmith.events import (
     FanOut,
@@ -29,9 +30,10 @@ from tunesmith.events import (
     StageSink,
     StageStarted,
 )
-from tunesmith.hashing import digest_file, digest_json
+from tunesmith.hashing import digest_json, digest_path
+from tunesmith.model.catalog import check_name
 from tunesmith.protocols import Context, EventSink
-from tunesmith.recipe import Recipe, Section
+from tunesmith.recipe import BaseModelSection, Recipe, Section, Tokenize
 from tunesmith.resolve import ResolvedRecipe
 from tunesmith.sinks.report import ReportSink, check_trackers, tracked_run
 from tunesmith.store import Identity, Run, Store, make_folder, open_run, write_atomic
@@ -109,6 +111,11 @@ class Plan:
     resolved: ResolvedRecipe
     stages: tuple[PlannedStage, ...]
 
+    @property
+    def unmade(self) -> list[PlannedStage]:
+        """The stages that have something to do."""
+        return [stage for stage in self.stages if stage.status != "cached"]
+
     def as_json(self) -> list[dict[str, Any]]:
         """For people and programs: stage, status and key (None where it is not known yet)."""
         return [
@@ -147,13 +154,11 @@ def execute(resolved: ResolvedRecipe, store: Store, events: EventSink, until: st
     if follows_another():
         return _follow()
     stages = _stages_until(resolved.recipe, until)
-    _check_packages(stages)
+    _check_stages(stages, resolved)
     check_trackers(resolved.recipe.runtime.report_to)
-    for _, section in stages:  # what a late stage would refuse is refused before the first one
-        for name in section.file_names():
-            _locate(name, resolved.folder)
     if _asks_of_the_machine(resolved.recipe):  # else the finished stages need not be looked at twice
-        check_machine(plan(resolved, store), {spec.name for spec, _ in stages})
+        unmade = {stage.spec.name for stage in plan(resolved, store).unmade}
+        _check_machine(resolved.recipe, unmade.intersection(spec.name for spec, _ in stages))
     store.create()
     run = open_run(store, resolved.recipe.name, digest_json(resolved.recipe.model_dump(mode="json")))
     with store.lock_run(run), _other_ranks(run):
@@ -185,18 +190,36 @@ def _other_ranks(run: Run) -> Generator[None]:
             importlib.import_module("tunesmith.stages.processes").dismiss(run.path if whole else None)
 
 
-def _check_packages(stages: Sequence[tuple[StageSpec, Section]]) -> None:
-    for spec, _ in stages:
+def check_ahead(planned: Plan) -> None:
+    """Raises what executing the plan would refuse before its first stage: RecipeError, or MissingExtra."""
+    _check_stages([(stage.spec, stage.section) for stage in planned.unmade], planned.resolved)
+    _check_machine(planned.resolved.recipe, {stage.spec.name for stage in planned.unmade})
+
+
+def _check_stages(stages: Sequence[tuple[StageSpec, Section]], resolved: ResolvedRecipe) -> None:
+    """What a late stage would refuse: a package, a file or a template that is not there, a condition nobody writes."""
+    for spec, section in stages:
         for package in spec.packages:
             if importlib.util.find_spec(package) is None:
                 raise MissingExtra(package, EXTRAS[package], f"the stage `{spec.name}`")
+        _locate_all(section, resolved.folder)
+        if isinstance(section, Tokenize):
+            check_template_name(section.chat_template)
+        if isinstance(section, BaseModelSection):
+            check_name(section.name)
+    _check_condition(resolved, None)
 
 
-def check_machine(planned: Plan, wanted: Collection[str]) -> None:
-    """Raises what this machine lacks for those of the wanted stages that are not finished: RecipeError, or MissingExtra."""
-    if _asks_of_the_machine(planned.resolved.recipe):
-        left = {stage.spec.name for stage in planned.stages if stage.status != "cached" and stage.spec.name in wanted}
-        importlib.import_module("tunesmith.stages.foresight").check_machine(planned.resolved.recipe, left)
+def _check_condition(resolved: ResolvedRecipe, base_model: Artifact | None) -> None:
+    recipe = resolved.recipe
+    if recipe.evaluate is not None and recipe.evaluate.condition is not None:  # only then, since it takes torch
+        files = _locate_all(recipe.tokenize, resolved.folder)
+        importlib.import_module("tunesmith.stages.foresight").check_condition(recipe, files, base_model)
+
+
+def _check_machine(recipe: Recipe, stages: Collection[str]) -> None:
+    if _asks_of_the_machine(recipe):
+        importlib.import_module("tunesmith.stages.foresight").check_machine(recipe, stages)
 
 
 def _asks_of_the_machine(recipe: Recipe) -> bool:
@@ -269,7 +292,9 @@ def _execute_stage(
             stage_sink.emit(StageStarted(key=identity.key, resumed=partial.is_dir()))
             make_folder(partial)
             started = time.monotonic()
-            files = {name: _locate(name, resolved.folder) for name in section.file_names()}
+            if "base_model" in given:  # whose own template may not have been at hand before
+                _check_condition(resolved, given["base_model"])
+            files = _locate_all(section, resolved.folder)
             run_stage = importlib.import_module(spec.module).run
             context = Context(events=stage_sink, runtime=resolved.recipe.runtime, ledgers=store.root / "ledgers")
             if spec.trains:
@@ -329,8 +354,8 @@ def _inputs_of(spec: StageSpec, made: Mapping[str, Any]) -> tuple[str, ...]:
 
 def _identity(spec: StageSpec, section: Section, given: Mapping[str, Any], folder: Path) -> Identity:
     inputs = {name: artifact.manifest.digest for name, artifact in given.items()}
-    for name in section.file_names():
-        inputs[f"file:{name}"] = _digest_path(_locate(name, folder))
+    for name, path in _locate_all(section, folder).items():
+        inputs[f"file:{name}"] = digest_path(path)
     return Identity(spec.name, spec.version, section.model_dump(mode="json"), inputs)
 
 
@@ -350,6 +375,10 @@ def _find_or_set_aside(store: Store, identity: Identity, sink: EventSink) -> Art
         return None
 
 
+def _locate_all(section: Section, folder: Path) -> dict[str, Path]:
+    return {name: _locate(name, folder) for name in section.file_names()}
+
+
 def _locate(name: str, folder: Path) -> Path:
     path = Path(name).expanduser()
     path = path if path.is_absolute() else folder / path
@@ -367,10 +396,3 @@ def _locate(name: str, folder: Path) -> Path:
             hint=f"files there: {', '.join(near)}" if near else "file names are relative to the recipe's folder",
         )
     return path
-
-
-def _digest_path(path: Path) -> str:
-    if path.is_file():
-        return digest_file(path)
-    files = sorted(entry for entry in path.rglob("*") if entry.is_file())
-    return digest_json([[entry.relative_to(path).as_posix(), digest_file(entry)] for entry in files])

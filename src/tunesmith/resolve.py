@@ -56,7 +56,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> ResolvedRecipe:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise RecipeError(
-            "there is no such recipe file", where=str(path), hint="see examples/*/recipe.yaml for one to copy"
+            "there is no such recipe file", where=str(path), hint="`tunesmith new FOLDER` writes one to start from"
         ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"cannot be read: {error}", where=str(path)) from error
@@ -73,12 +73,15 @@ def resolve_mapping(data: Mapping[str, Any], *, folder: Path, overrides: Sequenc
 def _resolve(
     data: dict[str, Any], lines: dict[Location, int], overrides: Sequence[str], name: str, text: str, folder: Path
 ) -> ResolvedRecipe:
+    places = {location: f"{name}:{line}" for location, line in lines.items()}
     for override in overrides:
-        _apply_override(data, override)
+        given = _apply_override(data, override)
+        places = {location: place for location, place in places.items() if location[: len(given)] != given}
+        places[given] = "--set"
     try:
         recipe = Recipe.model_validate(data)
     except ValidationError as error:
-        raise _explain(error, data, lines, name) from None
+        raise _explain(error, data, places, name) from None
     beside = folder / recipe.base_model.name
     if not Path(recipe.base_model.name).is_absolute() and beside.exists() and recipe.base_model.name.strip():
         # Like every file name of a recipe: relative to its folder, wherever the command was typed.
@@ -137,7 +140,8 @@ def _collect_lines(node: Any, at: Location, lines: dict[Location, int], name: st
             _collect_lines(value, (*at, index), lines, name)
 
 
-def _apply_override(data: dict[str, Any], override: str) -> None:
+def _apply_override(data: dict[str, Any], override: str) -> Location:
+    """Puts the value into the data; returns where."""
     path, separator, value_text = override.partition("=")
     keys = path.strip().split(".")
     if not separator or not all(keys):
@@ -160,16 +164,17 @@ def _apply_override(data: dict[str, Any], override: str) -> None:
         place[key] = inner
         place = cast("dict[str, Any]", inner)
     place[keys[-1]] = value
+    return tuple(keys)
 
 
-def _explain(error: ValidationError, data: dict[str, Any], lines: dict[Location, int], name: str) -> RecipeError:
+def _explain(error: ValidationError, data: dict[str, Any], places: dict[Location, str], name: str) -> RecipeError:
     problems: dict[str, tuple[str, str | None]] = {}
     for item in error.errors(include_url=False):
         location: Location = item["loc"]
         kept = location if item["type"] in ("extra_forbidden", "missing") else _within(location, data)
         path = ".".join(map(str, ("recipe", *kept)))
-        line = next((lines[kept[:n]] for n in range(len(kept), 0, -1) if kept[:n] in lines), None)
-        where = f"{path} ({name}:{line})" if line else path
+        place = next((places[kept[:n]] for n in range(len(kept), 0, -1) if kept[:n] in places), None)
+        where = f"{path} ({place})" if place else path
         message, hint = _describe(dict(item), location, kept)
         if where in problems and problems[where][0] != message:
             message = f"{problems[where][0]}, or {message.removeprefix('expected ')}"

@@ -50,7 +50,7 @@ def recipe(extra: str, text: str = GOOD) -> Callable[[Path], None]:
 GOOD_ROWS = seeds(*(json.dumps({"question": f"What is number {i}?", "response": f"It is {i}."}) for i in range(12)))
 
 CASES: list[tuple[str, list[Callable[[Path], None]], list[str], int, list[str]]] = [
-    ("no recipe", [], ["run", "none.yaml"], 2, ["no such recipe", "examples"]),
+    ("no recipe", [], ["run", "none.yaml"], 2, ["no such recipe", "tunesmith new"]),
     ("recipe is a list", [recipe("", "- a")], ["run", "."], 2, ["a recipe is a mapping", "recipe.yaml"]),
     ("recipe is no yaml", [recipe("", "a: [")], ["run", "."], 2, ["not YAML", "recipe.yaml:"]),
     ("unknown key", [recipe("trian: {}\n")], ["run", "."], 2, ["trian", "did you mean `train`", "recipe.yaml:5"]),

@@ -8,7 +8,6 @@ import signal
 import stat
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -21,6 +20,7 @@ from tunesmith.errors import StoreError
 from tunesmith.store import Identity, Store, open_run
 from tunesmith.text.jsonl import write_records
 from tunesmith.types import Conversation, Excluded, Message, Outcome, Task
+from waiting import wait_until
 
 QUIT = "q\n"
 
@@ -210,10 +210,8 @@ def test_a_killed_review_loses_no_decision(rows: Path):
     assert process.stdin is not None
     process.stdin.write(b"k\nr bad\n")
     process.stdin.flush()
-    deadline = time.monotonic() + 30
     overlay = Path("review.jsonl")
-    while time.monotonic() < deadline and not (overlay.exists() and overlay.read_bytes().count(b"\n") == 2):
-        time.sleep(0.05)
+    wait_until(lambda: overlay.exists() and overlay.read_bytes().count(b"\n") == 2)
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert decided() == [("keep", "ask 0", ""), ("reject", "ask 1", "bad")]

@@ -7,35 +7,17 @@ from pathlib import Path
 
 from typer.testing import CliRunner
 
+from english_words import WORDS
 from tunesmith.cli.main import app
 from tunesmith.errors import RecipeError
 
-SUBJECTS = [
-    "amber",
-    "birch",
-    "cobalt",
-    "delta",
-    "ember",
-    "flint",
-    "grove",
-    "hazel",
-    "iris",
-    "jade",
-    "kelp",
-    "lark",
-    "maple",
-    "nettle",
-    "onyx",
-    "pine",
-]
-
 
 def recipe(folder: Path, *, generate: bool = True) -> Path:
-    seeds = [{"instruction": f"seed about {word}", "input": "", "output": f"{word} it is"} for word in SUBJECTS[:4]]
+    seeds = [{"instruction": f"seed about {word}", "input": "", "output": f"{word} it is"} for word in WORDS[:4]]
     (folder / "seeds.jsonl").write_text("".join(json.dumps(row) + "\n" for row in seeds))
     answers = [
-        "\n".join(json.dumps({"input": f"{a} {b} {n}", "output": f"so {b}"}) for b in SUBJECTS[n % 7 : n % 7 + 2])
-        for n, a in enumerate(SUBJECTS)
+        "\n".join(json.dumps({"input": f"{a} {b} {n}", "output": f"so {b}"}) for b in WORDS[n % 7 : n % 7 + 2])
+        for n, a in enumerate(WORDS)
     ]
     (folder / "script.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in answers))
     lines = ["name: desk", "base_model: smollm2-135m", "ingest: {files: seeds.jsonl}"]

@@ -65,11 +65,20 @@ def test_the_last_step_ends_the_estimate_too(tmp_path: Path, capsys: pytest.Capt
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")
-def test_what_run_would_refuse_on_this_machine_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_run_would_refuse_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shown = _plan(tmp_path, capsys, "train.method=qlora")
-    assert "40 rows" in shown and "`run` refuses this on this machine: recipe.train.method: `method: qlora`" in shown
+    assert "40 rows" in shown and "`run` refuses this: recipe.train.method: `method: qlora`" in shown
     assert "take `method: lora`" in shown
     assert "refuses" not in _plan(tmp_path, capsys)
+
+
+def test_a_condition_that_the_template_does_not_write_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "`run` refuses this: recipe.evaluate.condition" in _plan(
+        tmp_path, capsys, "evaluate.condition=GPT3", "tokenize.chat_template=chatml"
+    )
+    assert "refuses" not in _plan(tmp_path, capsys, "evaluate.condition=GPT3", "tokenize.chat_template=openchat-3.5")
 
 
 def test_a_drawn_number_of_rows_is_what_is_planned(tmp_path: Path) -> None:

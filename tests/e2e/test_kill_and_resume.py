@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from english_words import WORDS
 from tunesmith.events import StageFinished, StageStarted, read_events
 from tunesmith.store import Run, list_runs
 
@@ -25,28 +26,6 @@ pytestmark = pytest.mark.e2e
 
 NUM_KILLS = 20
 CONCURRENCY = 4
-WORDS = [
-    "amber",
-    "birch",
-    "cedar",
-    "delta",
-    "ember",
-    "fjord",
-    "grove",
-    "heath",
-    "inlet",
-    "jetty",
-    "knoll",
-    "larch",
-    "maple",
-    "north",
-    "ocean",
-    "pearl",
-    "quartz",
-    "river",
-    "slate",
-    "tundra",
-]
 
 
 class TeacherServer:
@@ -95,6 +74,7 @@ class TeacherServer:
 
     def close(self) -> None:
         self._server.shutdown()
+        self._server.server_close()
 
 
 @pytest.fixture

@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from tunesmith.errors import DataError, EngineError, ModelError
 from tunesmith.inference.vllm import VllmEngine
 from tunesmith.protocols import Chunk, Prompt
 from tunesmith.types import SamplingParams
+from waiting import wait_until
 
 _TOKENIZER = {
     "model": {"vocab": {"Hi": 1, "ðŁ": 4, "İ": 5, "ī": 6}},
@@ -162,10 +162,7 @@ def test_kill_of_the_parent_leaves_no_child(tmp_path: Path) -> None:
         assert parent.stdout is not None and parent.stdout.readline() == b"up\n"
         parent.send_signal(signal.SIGKILL)
     pids = fake.pids()
-    deadline = time.monotonic() + 5
-    while any(_runs(pid) for pid in pids) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert not any(_runs(pid) for pid in pids)
+    wait_until(lambda: not any(map(_runs, pids)))
 
 
 def test_a_folder_without_a_model_or_a_missing_interpreter_is_refused(tmp_path: Path) -> None:

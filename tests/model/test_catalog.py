@@ -24,7 +24,7 @@ from small_models import build_model
 from tunesmith.errors import ModelError
 from tunesmith.events import CallbackSink, Note, NullSink, Progress
 from tunesmith.model import cache, catalog, packages
-from tunesmith.model.catalog import base_model_path, fetch_gguf, fetch_model, list_models
+from tunesmith.model.catalog import base_model_path, fetch_gguf, fetch_model, folder_at_hand, list_models
 from tunesmith.types import Artifact
 
 # The registry
@@ -257,6 +257,15 @@ def test_the_list_says_what_is_at_hand(registry, toy_gguf):
     fetch_model(str(toy_gguf), events=NullSink())
     assert [(one.name, one.source) for one in list_models()] == [(NAME, "registry"), (str(toy_gguf), "gguf")]
     assert list_models()[1].download_bytes > 10_000
+
+
+def test_a_folder_is_at_hand_where_nothing_has_to_be_fetched_or_converted(registry, toy_gguf, tmp_path):
+    mine = str(build_model(tmp_path / "mine"))
+    assert folder_at_hand(mine, None) == Path(mine)
+    fetch_gguf(NAME, events=NullSink())
+    assert [folder_at_hand(name, None) for name in (NAME, str(toy_gguf), "no/such")] == [None, None, None]
+    fetched = fetch_model(NAME, events=NullSink())
+    assert folder_at_hand(NAME, None) == fetched.path and folder_at_hand(NAME, "main") is None
 
 
 def test_the_built_in_models_are_pinned():

@@ -20,6 +20,7 @@ from tunesmith.errors import EngineError, StoreError, TemplateMismatch
 from tunesmith.server.run import serve
 from tunesmith.server.served import ServedModel
 from tunesmith.server.settings import ServerSettings
+from waiting import wait_until
 
 CHAT = "/v1/chat/completions"
 ASK: dict[str, Any] = {"model": "desk", "messages": [{"role": "user", "content": "say hi"}]}
@@ -81,11 +82,9 @@ def test_draining_lets_answers_end_and_refuses_new_ones() -> None:
         url = running.url
         for thread in threads:
             thread.start()
-        while engine.running < 4:
-            time.sleep(0.01)
+        wait_until(lambda: engine.running == 4)
         running.loop.call_soon_threadsafe(running.server._drain)
-        while running.gateway.phase != "draining":
-            time.sleep(0.005)
+        wait_until(lambda: running.gateway.phase == "draining")
         refused = httpx.post(url + CHAT, json=ASK)
         assert refused.status_code == 503 and refused.json()["error"]["code"] == "shutting_down"
         for thread in threads:
@@ -106,8 +105,7 @@ def test_answers_that_outlast_the_timeout_end_with_an_error() -> None:
 
         reader = threading.Thread(target=read)
         reader.start()
-        while not engine.running:
-            time.sleep(0.01)
+        wait_until(lambda: engine.running)
         start = time.monotonic()
         running.stop()
         reader.join(10)
@@ -164,39 +162,45 @@ def test_a_reader_that_takes_nothing_is_cut_off() -> None:
             reader.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             head = f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
             reader.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
-            deadline = time.monotonic() + 10
-            while not engine.cancelled and time.monotonic() < deadline:
-                time.sleep(0.02)
+            wait_until(lambda: engine.cancelled)
         assert engine.cancelled == 1 and engine.produced < 4000
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_the_process_cleanly_with_answers_in_flight(number: signal.Signals) -> None:
+@pytest.mark.parametrize(
+    ("number", "words", "twice"), [(signal.SIGTERM, 50, False), (signal.SIGINT, 50, False), (signal.SIGINT, 5000, True)]
+)
+def test_a_signal_ends_the_process_when_answers_in_flight_have_ended_and_a_second_one_cuts_them(
+    number: signal.Signals, words: int, twice: bool
+) -> None:
     program = (
         f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
         "from scripted import *\n"
         "from tunesmith.server.run import serve\n"
-        "engine = ScriptedEngine(lambda p, s: ['x'] * 50, delay=0.01)\n"
+        f"engine = ScriptedEngine(lambda p, s: ['x'] * {words}, delay=0.01)\n"
         "serve(ServedModel(id='desk', renderer=ByteRenderer()), engine, ServerSettings(port=0),"
         " on_ready=lambda url: print(url, flush=True))\n"
     )
     with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout is not None and process.stderr is not None
         url = process.stdout.readline().decode().strip()
-        texts: list[str] = []
+        answers: list[Any] = []
 
         def ask() -> None:
-            answer = httpx.post(url + CHAT, json=ASK)
-            texts.append(answer.json()["choices"][0]["message"]["content"])
+            answers.append(httpx.post(url + CHAT, json=ASK).json())
 
         threads = [threading.Thread(target=ask) for _ in range(4)]
         for thread in threads:
             thread.start()
-        while 'num_requests_running{model_name="desk"} 4.0' not in httpx.get(url + "/metrics").text:
-            time.sleep(0.02)
+        wait_until(lambda: 'num_requests_running{model_name="desk"} 4.0' in httpx.get(url + "/metrics").text)
         process.send_signal(number)
+        if twice:
+            wait_until(lambda: httpx.post(url + CHAT, json=ASK).status_code == 503)
+            process.send_signal(number)
         for thread in threads:
             thread.join(10)
-        assert texts == ["x" * 50] * 4
+        if twice:
+            assert [answer["error"]["code"] for answer in answers] == ["shutting_down"] * 4
+        else:
+            assert [answer["choices"][0]["message"]["content"] for answer in answers] == ["x" * words] * 4
         assert process.wait(10) == 0
         assert b"Traceback" not in process.stderr.read()

@@ -24,15 +24,15 @@ ASK: dict[str, Any] = {"model": "desk", "messages": [{"role": "user", "content":
 
 @pytest.fixture(scope="module")
 def guarded() -> Iterator[RunningServer]:
-    import os
-
-    os.environ["DESK_KEY_ONE"], os.environ["DESK_KEY_TWO"] = "correct-horse-1", "correct-horse-2"
     settings = ServerSettings(
         api_key_envs=("DESK_KEY_ONE", "DESK_KEY_TWO"), cors_origins=("https://app.example",), requests_per_minute=5,
         allowed_hosts=("desk.example",),
     )  # fmt: skip
-    with RunningServer(ScriptedEngine(), settings) as running:
-        yield running
+    with pytest.MonkeyPatch.context() as patch:
+        for number, name in enumerate(settings.api_key_envs, 1):
+            patch.setenv(name, f"correct-horse-{number}")
+        with RunningServer(ScriptedEngine(), settings) as running:
+            yield running
 
 
 def _with(key: str, **headers: str) -> dict[str, str]:

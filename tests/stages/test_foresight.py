@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 import torch
 
-from tunesmith.errors import RecipeError
+from tunesmith.errors import ModelError, RecipeError
+from tunesmith.events import StageFailed, StageFinished
 from tunesmith.pipeline import execute
 from tunesmith.resolve import resolve_mapping
+from tunesmith.stages import foresight
 from tunesmith.stages.train import choose_device
 from tunesmith.store import Store
 from tunesmith.training.ranks import Ranks
@@ -99,6 +101,42 @@ def test_each_rank_of_a_machine_has_the_device_of_its_number(monkeypatch: pytest
         choose_device("cuda:1")
 
 
+@pytest.mark.parametrize("template", ["chatml", "own.jinja", "auto"])
+def test_a_condition_that_the_template_does_not_write_is_refused_before_anything_is_paid(
+    start: Any, tmp_path: Path, sink: Any, base_dir: Path, template: str
+) -> None:
+    (tmp_path / "own.jinja").write_text("{{ messages[0]['content'] }}")
+    with pytest.raises(RecipeError, match="writes no condition") as caught:
+        start("evaluate.condition=GPT3", f"tokenize.chat_template={template}", f"base_model={base_dir}")
+    assert (caught.value.where, sink.events) == ("recipe.evaluate.condition", [])
+
+
+def test_a_condition_is_refused_before_training_where_the_model_and_its_template_had_to_be_fetched_first(
+    start: Any, sink: Any, base_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(foresight, "folder_at_hand", lambda name, revision: None)
+    with pytest.raises(RecipeError, match="writes no condition"):
+        start("evaluate.condition=GPT3", "generate=null", f"base_model={base_dir}")
+    finished = [event.stage for event in sink.events if isinstance(event, StageFinished)]
+    failed = [(event.stage, event.where) for event in sink.events if isinstance(event, StageFailed)]
+    assert (finished, failed) == (["ingest", "curate", "base_model"], [("tokenize", "recipe.evaluate.condition")])
+
+
+def test_a_template_that_nobody_knows_is_refused_before_anything_is_paid(start: Any, sink: Any) -> None:
+    with pytest.raises(RecipeError, match="no built-in chat template named 'openchat'") as caught:
+        start("tokenize.chat_template=openchat")
+    assert ("openchat-3.5" in str(caught.value.hint), sink.events) == (True, [])
+
+
+@pytest.mark.parametrize(("name", "said"), [("smolm2-135m", "no model named"), ("./mine.gguf", "no such .gguf file")])
+def test_a_model_that_cannot_be_there_is_refused_before_anything_is_paid(
+    start: Any, sink: Any, name: str, said: str
+) -> None:
+    with pytest.raises(ModelError, match=said):
+        start(f"base_model={name}")
+    assert sink.events == []
+
+
 def test_a_file_of_the_last_stage_is_looked_for_before_the_first(start: Any, sink: Any) -> None:
     with pytest.raises(RecipeError, match=r"a file that is not there: reward\.py"):
         start("align.loss=grpo", "align.rewards=[{name: python, function: 'reward.py:polite'}]")
@@ -109,4 +147,4 @@ def test_a_loss_that_nobody_knows_is_refused_when_the_recipe_is_read(start: Any)
     for where, wanted in [("align.loss", "'orpo'"), ("train.loss", "'cross_entropy'")]:
         with pytest.raises(RecipeError, match=f"{wanted}.*found 'opro'") as caught:
             start(f"{where}=opro")
-        assert caught.value.where == f"recipe.{where}"
+        assert caught.value.where == f"recipe.{where} (--set)"

@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ import pytest
 
 import tunesmith.stages.generate as generate_stage
 import tunesmith.teachers.openai as openai_teacher
+from english_words import WORDS as ALL_WORDS
 from made_artifact import artifact
 from teachers.fake_openai import FakeOpenAI, Fault, say, serving
 from tunesmith.errors import BudgetExceeded, DataError, MissingExtra, RecipeError, TeacherError, TunesmithError
@@ -28,28 +28,10 @@ from tunesmith.recipe import Generate, Runtime
 from tunesmith.stages.generate import run
 from tunesmith.text.jsonl import read_records, write_records
 from tunesmith.types import Artifact, Conversation, Excluded, Inputs, Message, Outcome, Task
+from waiting import wait_until
 
+WORDS = ALL_WORDS[:18]
 OUTPUTS = ("conversations.jsonl", "rejects.jsonl", "task.json", "answers.jsonl")
-WORDS = [
-    "amber",
-    "birch",
-    "cobalt",
-    "delta",
-    "ember",
-    "flint",
-    "grove",
-    "hazel",
-    "iris",
-    "jade",
-    "kelp",
-    "lark",
-    "maple",
-    "nettle",
-    "onyx",
-    "pine",
-    "quartz",
-    "reed",
-]
 
 
 class Recorder:
@@ -305,7 +287,7 @@ def test_real_kills_and_interrupts_change_no_byte_and_pay_no_written_answer_twic
             process.send_signal(signal.SIGKILL if kills % 2 == 0 else signal.SIGINT)
             process.communicate(timeout=20)
             kills += 1
-            fake_free(fake)
+            wait_until(lambda: fake.num_in_flight == 0)
         on_file = num_answers(out / "answers.jsonl")
         before = fake.num_asked
         generate(out, options, ingest=ingest)
@@ -313,17 +295,6 @@ def test_real_kills_and_interrupts_change_no_byte_and_pay_no_written_answer_twic
         assert fake.num_asked - before == needed - on_file
         assert on_file >= 4
         assert fake.num_asked <= needed + kills * 5, "at most the requests in flight are asked again"
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.005)
-
-
-def fake_free(fake: FakeOpenAI) -> None:
-    wait_until(lambda: fake.num_in_flight == 0)
 
 
 def test_faults_in_a_third_of_the_calls_are_survived_and_the_cap_holds(tmp_path: Path) -> None:

@@ -153,6 +153,38 @@ def test_lora_is_merged_and_leaves_frozen_weights_alone(call, base_dir):
     assert {name for name in before if name.endswith("proj.weight")} <= changed
 
 
+def test_rows_that_are_brought_to_their_frequencies_start_with_a_smaller_loss(call, tmp_path):
+    folder = build_model(tmp_path / "alike")
+    model = load_model(folder, device="cpu", dtype=torch.bfloat16)
+    with torch.no_grad():  # hidden states share a direction, as those of real models do
+        model.get_input_embeddings().weight += 2 * torch.randn(64, generator=torch.Generator().manual_seed(1))
+    model.save_pretrained(folder)
+    first: dict[str, float] = {}
+    for rows in ("mean", "calibrated"):
+        out, _ = call(rows, model=folder, new_rows=rows, embedding_steps=0, max_steps=1)
+        first[rows] = json.loads((out / "losses.jsonl").read_text().splitlines()[0])["loss"]
+    assert first["calibrated"] < 0.9 * first["mean"]
+
+
+def test_rows_stay_means_where_hidden_states_share_no_direction(call):
+    losses = [call(rows, new_rows=rows)[0] / "losses.jsonl" for rows in ("mean", "calibrated")]
+    assert losses[0].read_bytes() == losses[1].read_bytes()
+
+
+def test_every_held_out_passage_is_listed_with_its_bits_and_the_change_has_an_error(call):
+    out, outcome = call()
+    rows = [json.loads(line) for line in (out / "held-out.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert len(rows) == outcome.counts["held_out_texts"] == 8
+    assert all(row["num_bytes"] == len(row["text"].encode()) for row in rows)
+    size = sum(row["num_bytes"] for row in rows)
+    for side in ("before", "after"):
+        mean = sum(row[f"bits_{side}"] for row in rows) / size
+        assert outcome.facts[f"bits_per_byte_{side}"] == pytest.approx(mean, abs=1e-4)
+    changes = [row["bits_after"] / row["num_bytes"] - row["bits_before"] / row["num_bytes"] for row in rows]
+    spread = np.std(changes, ddof=1) / 8**0.5
+    assert outcome.facts["bits_per_byte_change_stderr"] == pytest.approx(spread, rel=0.5)
+
+
 def test_an_untied_head_grows_and_is_trained(call, tmp_path):
     model = build_model(tmp_path / "untied", tie_word_embeddings=False)
     out, _ = call(model=model)
@@ -180,7 +212,7 @@ def test_a_killed_run_goes_on_where_it_stopped_with_the_same_result(call, stop_a
     with pytest.raises(KeyboardInterrupt):
         call("cut", events=Stopping(stop_after))
     again, _ = call("cut")
-    for name in ("losses.jsonl", "pieces.jsonl", "report.json", "model/model.safetensors", "model/tokenizer.json"):
+    for name in ("losses.jsonl", "held-out.jsonl", "report.json", "model/model.safetensors", "model/tokenizer.json"):
         assert (whole / name).read_bytes() == (again / name).read_bytes(), name
 
 

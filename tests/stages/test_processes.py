@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +28,7 @@ from tunesmith.stages.child_processes import Children
 from tunesmith.stages.processes import Seat, num_local_processes
 from tunesmith.store import Run, list_runs
 from tunesmith.types import Inputs
+from waiting import wait_until
 
 NUM_STEPS = 150
 ROWS = [
@@ -74,16 +74,6 @@ def losses_of(run: Run) -> list[float]:
 
 def descendants(pid: int) -> list[psutil.Process]:
     return [process for process in psutil.Process(pid).children(recursive=True)]
-
-
-def wait_for(what: str, condition: Any) -> Any:
-    until = time.monotonic() + 120
-    while time.monotonic() < until:
-        found = condition()
-        if found:
-            return found
-        time.sleep(0.05)
-    raise AssertionError(f"{what}: not within two minutes")
 
 
 @pytest.fixture(scope="module")
@@ -191,7 +181,7 @@ def test_an_interrupt_a_kill_and_torchrun_end_in_the_losses_of_one_process(folde
             stderr=subprocess.PIPE,
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
         )
-        wait_for(f"step {step}", lambda: steps() >= step or process.poll() is not None)
+        wait_until(lambda: steps() >= step or process.poll() is not None, seconds=120)
         return process
 
     first = start_and_reach(15)

@@ -20,7 +20,7 @@ from tunesmith.training.measuring import TokenLoss, measure_losses
 def test_a_loss_is_the_cross_entropy_of_the_sample_alone(
     kind: str, tmp_path: Path, make_samples: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(measuring, "_TOKENS_AT_ONCE", 100)  # several forward passes
+    monkeypatch.setattr(measuring, "_ROWS_AT_ONCE", 100)  # several forward passes
     model = load_model(build_model(tmp_path, kind), device="cpu", dtype=torch.float32)
     samples = make_samples([30, 61, 12, 90, 30, 7])
     samples.input_ids[samples.rows(4)][:20] = samples.input_ids[samples.rows(0)][:20]  # a shared beginning
@@ -51,3 +51,22 @@ def test_the_model_is_left_as_it_was(tiny_model: Any, make_samples: Any) -> None
     measure_losses(tiny_model, make_samples([8, 5]), lambda index, loss: None)
     assert tiny_model.config._attn_implementation == before
     assert not tiny_model.training
+
+
+def test_samples_that_begin_alike_are_measured_together(tiny_model: Any, make_samples: Any, monkeypatch: Any) -> None:
+    samples = make_samples([60, 60, 60, 60])
+    first = samples.input_ids[samples.rows(0)]
+    for index in (1, 2):
+        samples.input_ids[samples.rows(index)][:50] = first[:50]
+    monkeypatch.setattr(measuring, "_ROWS_AT_ONCE", 80)  # one whole sample, and two ends of ten tokens
+    passes: list[list[int]] = []
+    build = measuring.build_batch
+
+    def watched(samples: Samples, indices: list[int], *rest: Any, **options: Any) -> Any:
+        batch = build(samples, indices, *rest, **options)
+        passes.append([*indices, batch.input_ids.shape[1]])
+        return batch
+
+    monkeypatch.setattr(measuring, "build_batch", watched)
+    measure_losses(tiny_model, samples, lambda index, loss: None)
+    assert passes == [[0, 1, 2, 80], [3, 60]]

@@ -21,7 +21,7 @@ SIGNALS = {WHOLE: {"rank": 1, "step": 2, "signal": "SIGTERM"}, SPREAD: {"rank": 
 
 @pytest.fixture(autouse=True)
 def usual_handlers() -> Iterator[None]:
-    """As in a process in which nothing else has taken a signal: Ray does, and keeps it."""
+    """As in a process in which nothing else has taken a signal."""
     usual = {signal.SIGTERM: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler}
     before = {number: signal.signal(number, handler) for number, handler in usual.items()}
     yield

@@ -6,8 +6,7 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import CancelledError
 from functools import partial
 from pathlib import Path
@@ -18,6 +17,7 @@ import pytest
 from tunesmith.errors import DataError, WorkerError
 from tunesmith.protocols import Pool
 from tunesmith.workers import Kind, local, open_pool
+from waiting import wait_until
 
 HERE = Path(__file__).parent
 WORKER_PATH = os.pathsep.join([str(HERE), *sys.path])  # workers import the module `work` by its name
@@ -61,13 +61,17 @@ def test_what_the_function_raises_arrives_whole(pool: Pool):
 
 
 @pytest.mark.parametrize("kind", ["local", pytest.param("ray", marks=pytest.mark.real)])
-def test_a_worker_that_is_killed_loses_nothing(kind: Kind, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_worker_that_is_killed_loses_nothing_and_signals_are_what_they_were_after_the_pool(
+    kind: Kind, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setenv("PYTHONPATH", WORKER_PATH)
     flag = tmp_path / "died"
+    before = signal.getsignal(signal.SIGTERM)
     with open_pool(kind, 2) as pool:
         results = list(pool.map(partial(work.die_once, flag), range(40)))
     assert [number for number, _ in results] == list(range(40))
     assert flag.exists() and os.getpid() not in {process for _, process in results}
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_a_worker_that_is_killed_while_it_answers_loses_nothing(tmp_path: Path):
@@ -153,13 +157,6 @@ def is_alive(process: psutil.Process) -> bool:
         return process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
-
-
-def wait_until(is_true: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
-    while not is_true():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def test_a_killed_worker_breaks_no_other_map_of_the_pool(monkeypatch: pytest.MonkeyPatch):

@@ -15,13 +15,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerFast
 
 from tunesmith.chat.probing import TemplateTraits, probe
+from tunesmith.chat.shaped import RenderedArrays, render_shaped
+from tunesmith.chat.shapes import Shapes
 from tunesmith.chat.template import Located
 from tunesmith.chat.templates import BUILTIN_TEMPLATES
 from tunesmith.chat.tokenizer import Encoded, TextEncoder, Written, control_pattern, load_tokenizer
+from tunesmith.chat.tracing import Tracer
 from tunesmith.chat.turns import Turn, assistant_indices, find_turns, plain_ranges, turn_starts
 from tunesmith.errors import DataError, ModelError, RecipeError, TemplateMismatch
 from tunesmith.hashing import digest_text
@@ -29,16 +31,6 @@ from tunesmith.protocols import Prompt
 from tunesmith.types import Message, Rendered
 
 SUPERVISE = ("all_turns", "last_turn", "everything")
-
-
-@dataclass(frozen=True)
-class RenderedArrays:
-    """What Rendered holds, as arrays (T tokens)."""
-
-    input_ids: NDArray[np.int32]  # (T,)
-    owner: NDArray[np.int16]  # (T,) message index, -1 for the template's own text
-    loss_mask: NDArray[np.bool_]  # (T,) never True at 0: nothing predicts the first token
-    text: str
 
 
 @dataclass(frozen=True)
@@ -65,6 +57,7 @@ class Renderer:
         self._encoder = TextEncoder(tokenizer, self.traits.control)
         self.stop_ids = tuple(self._encoder.control_id(stop) for stop in self.traits.stops)
         self._stops = control_pattern(self.traits.stops)
+        self._shapes = self._find_shapes()
         self._refuse_double_bos()
 
     @classmethod
@@ -106,8 +99,12 @@ class Renderer:
             raise RecipeError(
                 f"supervise is {supervise!r}, expected one of {', '.join(SUPERVISE)}", where="recipe.tokenize.supervise"
             )
-        planned: list[_Planned | DataError] = []
-        for messages in conversations:
+        shaped = self._render_shaped(conversations, supervise)
+        planned: list[_Planned | DataError | RenderedArrays] = []
+        for messages, done in zip(conversations, shaped, strict=True):
+            if done is not None:
+                planned.append(done)
+                continue
             try:
                 planned.append(self._plan(messages, supervise))
             except DataError as error:
@@ -140,6 +137,21 @@ class Renderer:
         """The text a person reads: control tokens (stop ids among them) left out, nothing tidied."""
         kept = [index for index in ids if index not in self._encoder.control_ids]
         return str(self.tokenizer.decode(kept, skip_special_tokens=False, clean_up_tokenization_spaces=False))
+
+    def _find_shapes(self) -> Shapes | None:
+        """Where a text's tokens do not depend on what stands around it between control tokens and turns."""
+        template, encoder = self.traits.template, self._encoder
+        if not encoder.takes_segments:
+            return None
+        control = {text: -1 if encoder.takes_space(text) else encoder.control_id(text) for text in self.traits.control}
+        return Shapes(Tracer(template.source, template.variables), control, control_pattern(control), self._stops)
+
+    def _render_shaped(
+        self, conversations: Sequence[Sequence[Message]], supervise: str
+    ) -> Sequence[RenderedArrays | None]:
+        if self._shapes is None or len(conversations) == 1:  # one by itself is not worth a shape
+            return [None] * len(conversations)
+        return render_shaped(conversations, supervise, self._shapes, self._encoder, self.stop_ids)
 
     def _plan(self, messages: Sequence[Message], supervise: str) -> _Planned:
         if not messages:

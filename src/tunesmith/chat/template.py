@@ -80,6 +80,11 @@ class ChatTemplate:
             return  # it compiles; whether it renders what matters is asked when it matters
 
     @property
+    def variables(self) -> Mapping[str, Any]:
+        """The tokenizer's variables that the template names."""
+        return self._variables
+
+    @property
     def reads_clock(self) -> bool:
         """Whether the text may differ from day to day."""
         return "strftime_now" in self.source

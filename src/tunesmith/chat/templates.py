@@ -67,6 +67,12 @@ def load_template(name: str) -> str:
     return BUILTIN_TEMPLATES[name].source
 
 
+def check_template_name(name: str) -> None:
+    """RecipeError for what is neither `auto`, a .jinja file nor a built-in template."""
+    if name != "auto" and not name.endswith(".jinja"):
+        load_template(name)
+
+
 def read_template(path: Path) -> str:
     """Jinja text of a file, as it is. Raises ModelError where it cannot be read."""
     try:

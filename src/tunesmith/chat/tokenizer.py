@@ -25,7 +25,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
 from tunesmith.chat.byte_spans import byte_lengths, spans
-from tunesmith.chat.word_memory import remember
+from tunesmith.chat.word_memory import remember, takes_single_digits
+from tunesmith.chat.word_table import WordTable, has_compiler
 from tunesmith.errors import DataError, ModelError
 
 # Between what a generation prompt ends in and what an answer starts with: cutting there must change nothing.
@@ -36,6 +37,7 @@ _BOUNDARIES = (
     ("]", " It"),
 )
 _MARK = "\U0010fffdtunesmith-"  # private-use characters: no text has them unless somebody tries
+_TABLE_FROM = 1_000_000  # bytes; fewer are read before the compiled loops of word_table.py are there
 _HALF_CHARACTER = re.compile("[\ud800-\udfff]")
 
 
@@ -118,6 +120,12 @@ class TextEncoder:
         self._cut_id = self._add(self._cut, AddedToken(self._cut, normalized=False))
         self._byte_lengths = byte_lengths(self._copy, description)
         self._memory = remember(self._copy, description) if self._byte_lengths is not None else None
+        self._single_digits = takes_single_digits(description)
+        others = [token["content"] for token in description["added_tokens"] if token["content"] not in self._control]
+        self._in_text = re.compile(control_pattern(others).pattern.encode()) if others else None
+        self._not_plain = re.compile(control_pattern([*self._control, _MARK]).pattern.encode())
+        self._table: WordTable | None = None
+        self._num_read = 0  # bytes, while there is no table
         # Some tokenizers put a space before whatever follows an added token; those get a cut only where they need it.
         self.cuts_are_clean = all(
             self._ids(left + right) == self._ids(left + self._cut + right) for left, right in _BOUNDARIES
@@ -134,6 +142,39 @@ class TextEncoder:
     def control_id(self, text: str) -> int:
         """Id of a control string."""
         return self._control[text][0]
+
+    @property
+    def takes_segments(self) -> bool:
+        """Whether encode_segments gives what encode gives of a text with control tokens and cuts between its segments."""
+        return self._memory is not None and self.cuts_are_clean
+
+    def takes_space(self, text: str) -> bool:
+        """Whether a control token does something to the text around it: then what stands there is no segment."""
+        _, token = self._control[text]
+        return token.lstrip or token.rstrip or token.single_word
+
+    def is_plain(self, texts: Sequence[bytes]) -> bool:
+        """Whether none of the texts holds a control string, or what Written refuses."""
+        return self._not_plain.search(b"\xff".join(texts)) is None  # a byte of no text: nothing is found across two
+
+    def encode_segments(
+        self, data: bytes, segments: NDArray[np.int64], segment_ids: NDArray[np.int32]
+    ) -> tuple[NDArray[np.int32], NDArray[np.int64], NDArray[np.int64]] | None:
+        """(T,) ids, (S + 1,) where those of each segment begin, (T,) bytes of each token; see WordTable.encode.
+
+        None where this tokenizer is asked for whole texts alone.
+        """
+        if self._memory is None or self._byte_lengths is None:
+            return None
+        self._num_read += len(data)
+        if self._table is None and self._num_read > _TABLE_FROM and has_compiler():
+            separator = (self._cut, self._cut_id)
+            self._table = WordTable(self._copy, separator, self._in_text, single_digits=self._single_digits)
+        if self._table is not None:
+            ids, offsets = self._table.encode(data, segments, segment_ids)
+        else:
+            ids, offsets = self._memory.encode_segments(data, segments, segment_ids)
+        return ids, offsets, self._byte_lengths[ids]
 
     def encode(self, written: Written) -> Encoded:
         """Ids and offsets of one text."""

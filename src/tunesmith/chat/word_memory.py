@@ -20,14 +20,11 @@ from tunesmith.chat.byte_spans import pre_tokenizer_steps
 
 _CUT = re.compile("(?<=[!-~])(?= [!-~])")
 
-_PATTERNS = frozenset(
-    {
-        # Llama 3, and what goes back to it
-        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
-        # Qwen 2 and 3: one digit at a time
-        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
-    }
-)
+# Llama 3, and what goes back to it
+_LLAMA = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+# Qwen 2 and 3: one digit at a time
+_QWEN = _LLAMA.replace(r"\p{N}{1,3}", r"\p{N}")
+_PATTERNS = frozenset({_LLAMA, _QWEN})
 """No alternative goes on from a printable character to a space, and none that begins with a space begins before it."""
 
 _MOST_CHARACTERS = 1_000_000
@@ -54,6 +51,17 @@ class WordMemory:
             self._num_characters += len(word)
         return [np.fromiter(itertools.chain.from_iterable(map(ids.__getitem__, words)), np.int32) for words in cut]
 
+    def encode_segments(
+        self, data: bytes, segments: NDArray[np.int64], segment_ids: NDArray[np.int32]
+    ) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+        """As WordTable.encode."""
+        places = segments.tolist()
+        texts = [data[begin:end].decode() for begin, end in itertools.pairwise(places)]
+        own = segment_ids.tolist()
+        found = self.encode_batch(["" if each >= 0 else text for text, each in zip(texts, own, strict=True)])
+        parts = [ids if each < 0 else np.array([each], np.int32) for ids, each in zip(found, own, strict=True)]
+        return np.concatenate(parts), np.cumsum([0, *map(len, parts)])
+
 
 def remember(tokenizer: Tokenizer, description: dict[str, Any]) -> WordMemory | None:
     """A memory for this tokenizer; None where words are not encoded one by one, or it is not known where they are cut.
@@ -66,6 +74,13 @@ def remember(tokenizer: Tokenizer, description: dict[str, Any]) -> WordMemory | 
         return None
     steps = pre_tokenizer_steps(description.get("pre_tokenizer"))
     return WordMemory(tokenizer) if steps and all(map(_is_known, steps)) and any(map(_cuts, steps)) else None
+
+
+def takes_single_digits(description: dict[str, Any]) -> bool:
+    """Whether every digit is a word by itself."""
+    steps = pre_tokenizer_steps(description.get("pre_tokenizer"))
+    alone = any(step["type"] == "Digits" and step["individual_digits"] for step in steps)
+    return alone or any(_cuts(step) and step["type"] == "Split" and step["pattern"]["Regex"] == _QWEN for step in steps)
 
 
 def _reaches_over_a_cut(token: dict[str, Any]) -> bool:

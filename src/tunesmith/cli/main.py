@@ -278,7 +278,7 @@ def main() -> None:
 
 
 def _interrupted() -> NoReturn:
-    _say("interrupted", hint="the same command continues where it stopped")
+    _say("interrupted", hint="the same command continues where it stopped" if sys.argv[1:2] == ["run"] else None)
     sys.exit(_INTERRUPTED)
 
 

@@ -15,7 +15,7 @@ from tunesmith.cli.terminal import duration
 from tunesmith.errors import TunesmithError
 from tunesmith.generating.estimate import estimate as estimate_generation
 from tunesmith.model.catalog import ModelListing, list_models
-from tunesmith.pipeline import Plan, check_machine, plan
+from tunesmith.pipeline import Plan, check_ahead, plan
 from tunesmith.recipe import BaseModelSection, Train, split_sampled
 from tunesmith.resolve import ResolvedRecipe, load_recipe
 from tunesmith.store import Store, default_root
@@ -57,10 +57,10 @@ def show_plan(path: Path, overrides: Sequence[str], root: Path | None) -> None:
     if not size.known:
         console.print("sizes are guessed from the files until the rows are tokenised", style="dim")
     try:
-        check_machine(planned, {stage.spec.name for stage in planned.stages})
+        check_ahead(planned)
     except TunesmithError as refusal:
         hint = f" ({refusal.hint})" if refusal.hint else ""
-        console.print(f"[red]`run` refuses this on this machine[/]: {escape(f'{refusal}{hint}')}", soft_wrap=True)
+        console.print(f"[red]`run` refuses this[/]: {escape(f'{refusal}{hint}')}", soft_wrap=True)
 
 
 def _measure(planned: Plan) -> Size:

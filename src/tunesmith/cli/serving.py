@@ -83,7 +83,7 @@ def serve_model(
         if checked.chat_page:
             console.print(f"  chat page     {url}/", highlight=False)
         console.print(f"  OpenAI API    {url}/v1   (model {escape(model.name)!r})", highlight=False)
-        console.print("  Ctrl-C ends it after open answers have finished", style="dim")
+        console.print("  Ctrl-C ends it after open answers have finished, a second one cuts them", style="dim")
 
     console.print(f"loading {escape(model.name)} ...", style="dim", highlight=False)
     with naming_options():

@@ -91,7 +91,7 @@ def fetch_model(name: str, *, revision: str | None = None, events: EventSink) ->
     if path.is_file():
         folder.refuse_pickles([path.name], str(path))
         raise ModelError("a model is a folder or a .gguf file", where=str(path))
-    if _HUB_ID.fullmatch(name) and not name.startswith("."):
+    if _is_hub_id(name):
         return _fetch_from_hub(name, name, revision, events)
     raise _unknown(name)
 
@@ -132,6 +132,30 @@ def base_model_path(artifact: Artifact) -> Path:
             hint="put the old weights back, or start a new run from a copy under another name",
         )
     return path
+
+
+def check_name(name: str) -> None:
+    """ModelError for what can name no model: neither built in, nor a file or folder that is there, nor a hub id."""
+    path = Path(name).expanduser()
+    if path.suffix == ".gguf":
+        _existing(path)
+    elif name not in built_in_models() and not (name.strip() and path.exists()) and not _is_hub_id(name):
+        raise _unknown(name)
+
+
+def _is_hub_id(name: str) -> bool:
+    return bool(_HUB_ID.fullmatch(name)) and not name.startswith(".")
+
+
+def folder_at_hand(name: str, revision: str | None) -> Path | None:
+    """The transformers folder of a model for which nothing has to be fetched, converted or merged; else None.
+    Reads small files only."""
+    for entry in sorted((cache.cache_dir() / "models").glob("*")):
+        record = _read_record(entry)
+        if record and record["name"] == name and revision in (None, record["revision"], record["asked_revision"]):
+            return entry
+    path = Path(name).expanduser()
+    return path if (path / "config.json").is_file() else None
 
 
 def list_models() -> list[ModelListing]:

@@ -31,6 +31,12 @@ class Pretrain(Optimisation):
     min_piece_count: int = Field(default=5, ge=1)
     """A learnt piece stands at least this often in the text."""
 
+    new_rows: Literal["calibrated", "mean"] = "calibrated"
+    """What new rows start as: mean = that of their old pieces' rows; calibrated = also as likely as they are frequent."""
+
+    calibration_tokens: int = Field(default=4096, ge=1)
+    """Tokens of the text that the model reads to bring rows to their frequencies."""
+
     embedding_steps: int = Field(default=100, ge=0)
     """Steps in which only the embeddings and the output head are trained, before everything is."""
 

@@ -47,7 +47,7 @@ class LocalAnswerer:
     async def stream(self, messages: Sequence[Message], sampling: SamplingParams) -> AsyncIterator[Chunk]:
         """Pieces of the answer as they are written."""
         renderer = self.model.renderer
-        asked = with_condition(messages, self._condition, template=renderer.template, where="--condition")
+        asked = with_condition(messages, self._condition, template=renderer.template, where="condition")
         prompt = renderer.prompt(with_system(asked, self._system_prompt))
         async for chunk in self._engine.stream(prompt, sampling):
             yield chunk
@@ -103,7 +103,7 @@ async def open_answerer(
 ) -> LocalAnswerer:
     """Open a run or a model in this process. RecipeError for a condition that its template does not write."""
     model = open_model(reference, root, events)
-    with_condition((), condition, template=model.renderer.template, where="--condition")
+    with_condition((), condition, template=model.renderer.template, where="condition")
     engine = LlamaCppEngine(
         require_gguf(model),
         context_length=min(CHAT_CONTEXT_LENGTH, model.context_length),

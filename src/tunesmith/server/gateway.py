@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Coroutine
 from typing import Any, Literal
@@ -43,6 +44,7 @@ class Gateway:
         self.phase: Phase = "loading"
         self.fault: BaseException | None = None
         self.ended = asyncio.Event()  # set when the server has nothing left to live for
+        self._is_patient = True
         self.metrics.attach(model.id, lambda: self.admission.running, lambda: self.admission.waiting)
 
     async def open(self) -> None:
@@ -63,14 +65,18 @@ class Gateway:
         """Refuse new requests, let running ones end within the timeout, then stop the engine (which ends the rest)."""
         if self.phase != "dead":
             self.phase = "draining"
-        try:
+        with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self.settings.drain_timeout_seconds):
-                while self.admission.running or self.admission.waiting:
+                while self._is_patient and (self.admission.running or self.admission.waiting):
                     await asyncio.sleep(0.02)
-        except TimeoutError:
+        if self.admission.running:
             logger.warning("%d answers did not end in time and are cut", self.admission.running)
         await self.engine.stop()
         self.ended.set()
+
+    def hurry(self) -> None:
+        """Let drain wait no longer."""
+        self._is_patient = False
 
     async def check_health(self) -> None:
         """Raises RequestError 503 unless the engine can answer."""

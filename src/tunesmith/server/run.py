@@ -22,7 +22,7 @@ _CLOSE_SECONDS = 5  # for open connections, once every answer has ended
 
 
 class GatewayServer(uvicorn.Server):
-    """uvicorn, with draining on the first signal; a second one ends at once."""
+    """uvicorn, with draining on the first signal; a second one cuts the answers, a third one ends at once."""
 
     def __init__(self, config: uvicorn.Config, gateway: Gateway, on_ready: Callable[[str], None] | None) -> None:
         super().__init__(config)
@@ -30,6 +30,7 @@ class GatewayServer(uvicorn.Server):
         self._on_ready = on_ready
         self._draining: asyncio.Task[None] | None = None
         self._watching: asyncio.Task[None] | None = None
+        self._num_signals = 0
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
@@ -37,8 +38,11 @@ class GatewayServer(uvicorn.Server):
         self._watching = asyncio.create_task(self._watch())
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        if self._draining is None:
+        self._num_signals += 1
+        if self._num_signals == 1:
             self._loop.call_soon_threadsafe(self._drain)
+        elif self._num_signals == 2:
+            self._loop.call_soon_threadsafe(self._gateway.hurry)
         else:
             super().handle_exit(sig, frame)
             self.force_exit = True

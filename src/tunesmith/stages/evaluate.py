@@ -35,6 +35,7 @@ from tunesmith.model.load import load_checkpoint, load_model
 from tunesmith.protocols import Context, Prompt
 from tunesmith.recipe import Evaluate, Runtime
 from tunesmith.stages.teacher import concurrency_of, open_teacher
+from tunesmith.stages.train import threads
 from tunesmith.store import write_atomic
 from tunesmith.teachers.ledger import Ledger, LedgerClient
 from tunesmith.text.jsonl import RecordLog, read_log, read_records, write_records
@@ -121,8 +122,9 @@ def run(section: Evaluate, inputs: Inputs, out_dir: Path, ctx: Context) -> Outco
     if section.teacher is not None:  # first: a wrong key should stop the stage before minutes of work
         contestants["teacher"] = _Contestant(asyncio.run(_ask_teacher(job)), {})
     device, dtype = choose_device(ctx.runtime)
-    contestants["base"] = _measure(job, "base", partial(load_model, job.base_dir, device=device, dtype=dtype))
-    contestants["tuned"] = _measure(job, "tuned", partial(_load_tuned, job, device, dtype))
+    with threads(ctx.runtime):
+        contestants["base"] = _measure(job, "base", partial(load_model, job.base_dir, device=device, dtype=dtype))
+        contestants["tuned"] = _measure(job, "tuned", partial(_load_tuned, job, device, dtype))
     ordered = {name: contestants[name] for name in ("base", "tuned", "teacher") if name in contestants}
     return _finish(job, _samples(job, target, ordered), target, ordered)
 
@@ -144,7 +146,6 @@ def _open(section: Evaluate, inputs: Inputs, out_dir: Path, ctx: Context) -> _Jo
     template_path = checkpoint.file("chat_template.jinja")
     renderer = Renderer.for_model(base_dir, template_path.read_text(encoding="utf-8"))
     check_template(checkpoint.facts["template_digest"], renderer, where=str(template_path))
-    _set_threads(ctx.runtime)
     rows = [row for row in read_records(inputs["curate"].file("test.jsonl"), Conversation) if row.reply is not None]
     rows = _choose(rows, section)
     prompts: list[Prompt | None] = []
@@ -178,10 +179,6 @@ def _choose(rows: list[Conversation], section: Evaluate) -> list[Conversation]:
         return rows
     chosen = random.Random(section.rng_seed).sample(range(len(rows)), section.max_samples)
     return [rows[index] for index in sorted(chosen)]
-
-
-def _set_threads(runtime: Runtime) -> None:
-    torch.set_num_threads(runtime.usable_threads)
 
 
 def _load_tuned(job: _Job, device: str, dtype: torch.dtype) -> Any:

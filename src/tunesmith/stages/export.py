@@ -35,6 +35,7 @@ from tunesmith.model.load import load_checkpoint, load_model
 from tunesmith.model.whole import save_whole, set_template
 from tunesmith.protocols import Context, Prompt
 from tunesmith.recipe import Export
+from tunesmith.stages.train import threads
 from tunesmith.store import write_atomic
 from tunesmith.text.jsonl import read_records
 from tunesmith.types import Conversation, Inputs, Outcome, Task
@@ -77,8 +78,9 @@ def run(section: Export, inputs: Inputs, out_dir: Path, ctx: Context) -> Outcome
         check_exportable(job.base_dir, job.stop_ids)
     _check_room(job, len(wanted.quantisations))
     merged_dir = (out_dir if wanted.safetensors else job.scratch) / "safetensors"
-    checks: dict[str, Any] = _merge(job, merged_dir)
-    checks["gguf"] = _write_ggufs(job, merged_dir, wanted.quantisations)
+    with threads(ctx.runtime):
+        checks: dict[str, Any] = _merge(job, merged_dir)
+        checks["gguf"] = _write_ggufs(job, merged_dir, wanted.quantisations)
     _describe(job, checks)
     files = {
         path.relative_to(out_dir).as_posix(): path.stat().st_size
@@ -103,8 +105,6 @@ def _open(section: Export, inputs: Inputs, out_dir: Path, ctx: Context) -> _Job:
     renderer = Renderer.for_model(base_dir, template)
     check_template(checkpoint.facts["template_digest"], renderer, where=str(template_path))
     rows = read_records(curated.file("test.jsonl"), Conversation)
-    num_threads = ctx.runtime.usable_threads
-    torch.set_num_threads(num_threads)
     (out_dir / "scratch").mkdir(exist_ok=True)
     return _Job(
         section=section,
@@ -117,7 +117,7 @@ def _open(section: Export, inputs: Inputs, out_dir: Path, ctx: Context) -> _Job:
         stop_ids=tuple(checkpoint.facts["stop_ids"]),
         name=export_name(base.facts["name"]),
         rows=rows or read_records(curated.file("train.jsonl"), Conversation),
-        num_threads=num_threads,
+        num_threads=ctx.runtime.usable_threads,
     )
 
 

@@ -1,6 +1,6 @@
 """Stage pretrain: the base model learns from text, with new pieces in its vocabulary; a base model comes out.
 
-Order: hold text out, learn or merge pieces, give them rows, train embeddings and head, train everything (or LoRA, merged at
+Order: hold text out, learn or merge pieces, give them rows, bring these to their frequencies, train embeddings and head, train everything (or LoRA, merged at
 the end), write the folder, look at it, measure. What is left of a killed run is taken up at the step it had reached.
 Wiring only: pieces and rows are model/vocabulary's, steps training/loop.py's.
 """
@@ -28,7 +28,7 @@ from tunesmith.model.vocabulary.base import TOKENIZER, BaseTokenizer
 from tunesmith.model.vocabulary.check import check_folder
 from tunesmith.model.vocabulary.extension import Extension, write_tokenizer
 from tunesmith.model.vocabulary.learn import learn_pieces
-from tunesmith.model.vocabulary.report import TokenCounts, count_tokens
+from tunesmith.model.vocabulary.report import TokenCounts, bits_per_byte, count_tokens
 from tunesmith.model.vocabulary.rows import grow_rows, matrices
 from tunesmith.model.vocabulary.sentencepiece import merge_pieces, read_sentencepiece
 from tunesmith.protocols import Context
@@ -36,6 +36,7 @@ from tunesmith.recipe import Optimisation
 from tunesmith.recipe.pretrain import Pretrain
 from tunesmith.resolve import NUM_NEW_TOKENS, PRETRAIN_RATES
 from tunesmith.stages.corpus import Corpus, TextTokenizer, read_corpus
+from tunesmith.stages.pretrain_rows import apply_calibration, find_calibration
 from tunesmith.stages.pretrain_weights import make_trainable, put_weights, write_model
 from tunesmith.stages.section_names import errors_name
 from tunesmith.stages.spreading import Spreading
@@ -50,7 +51,7 @@ from tunesmith.training.probing import probe_model
 from tunesmith.training.ranks import Ranks
 from tunesmith.types import Inputs, Outcome, Record
 
-PIECES, REPORT, EXCLUDED = "pieces.jsonl", "report.json", "excluded.jsonl"
+PIECES, REPORT, EXCLUDED, HELD_OUT = "pieces.jsonl", "report.json", "excluded.jsonl", "held-out.jsonl"
 _EMBEDDINGS, _ALL = "embeddings", "all"  # the two phases, and their folders under scratch/
 
 
@@ -60,6 +61,15 @@ class NewPiece(Record):
     id: int
     text: str
     old_ids: list[int]
+
+
+class HeldOut(Record):
+    """One line of held-out.jsonl: what a passage takes under the base model, and under what came of it."""
+
+    text: str
+    num_bytes: int
+    bits_before: float
+    bits_after: float
 
 
 class PhaseLoss(Record):
@@ -109,15 +119,15 @@ def run(section: Pretrain, inputs: Inputs, out_dir: Path, ctx: Context) -> Outco
     base = BaseTokenizer.load(job.base_dir)
     extension = ranks.from_first(lambda: _extension(job, base, corpus, inputs))
     with errors_name(section, "pretrain"), threads(ctx.runtime):
-        before = _bits_per_byte(job, job.base_dir, corpus) if ranks.is_first else 0.0
+        before = _held_out_bits(job, job.base_dir, corpus) if ranks.is_first else []
         losses, trained = _train(job, extension, corpus)
         if not ranks.is_first:
             return Outcome("base_model", {"steps": len(losses)}, {})
         check_folder(job.folder, base, extension, corpus.test_texts)
-        after = _bits_per_byte(job, job.folder, corpus)
+        after = _held_out_bits(job, job.folder, corpus)
     counts = count_tokens(base.tokenizer, Tokenizer.from_file(str(job.folder / TOKENIZER)), corpus.test_texts)
     write_records(out_dir / LOSSES_FILE, losses)
-    measured = {**counts.rates(), "bits_per_byte_before": before, "bits_per_byte_after": after}
+    measured = {**counts.rates(), **_write_held_out(job, corpus, before, after)}
     return _outcome(job, base_facts, corpus, extension, counts, measured, trained)
 
 
@@ -188,6 +198,8 @@ def _train(job: _Job, extension: Extension, corpus: Corpus) -> tuple[list[PhaseL
     probe_model(model)
     samples = _tokenizer(job.folder).training_samples(corpus.texts, job.section.pack_length)
     losses: list[PhaseLoss] = []
+    if extension.pieces and job.section.new_rows == "calibrated":
+        _calibrate(job, model, samples, extension)
     if extension.pieces and job.section.embedding_steps:
         ended = _train_embeddings(job, model, samples)
         model = _load(job, extension) if ended.is_spent else model
@@ -203,6 +215,19 @@ def _train(job: _Job, extension: Extension, corpus: Corpus) -> tuple[list[PhaseL
     if Ranks.current().is_first:
         write_model(job.base_dir, extension, adapter, section.rng_seed, trained.weights, job.folder)
     return losses, trained
+
+
+def _calibrate(job: _Job, model: PreTrainedModel, samples: Samples, extension: Extension) -> None:
+    section, kept = job.section, job.out_dir / SCRATCH / "calibration.safetensors"
+    found = Ranks.current().from_first(
+        lambda: find_calibration(model, samples, extension, section.calibration_tokens, section.rng_seed, kept)
+    )
+    share = apply_calibration(model, found)
+    if share is None:
+        return job.say("rows stay means: the model's hidden states share no direction that could carry a frequency")
+    job.say(
+        f"{len(found.ids):,} rows brought to how often their tokens stand in the text: changed by {share:.1%} of their length"
+    )
 
 
 def _load(job: _Job, extension: Extension) -> PreTrainedModel:
@@ -280,8 +305,8 @@ def _tokenizer(folder: Path) -> TextTokenizer:
     return TextTokenizer(tokenizer, separator)
 
 
-def _bits_per_byte(job: _Job, folder: Path, corpus: Corpus) -> float:
-    """Mean over the held-out text: comparable between vocabularies, which a loss per token is not."""
+def _held_out_bits(job: _Job, folder: Path, corpus: Corpus) -> list[float]:
+    """Of each held-out text: comparable between vocabularies, which a loss per token is not."""
     model = load_model(folder, device=str(job.device), dtype=job.dtype)
     samples = _tokenizer(folder).test_samples(corpus.test_texts)
     total = len(samples.lengths)
@@ -289,8 +314,23 @@ def _bits_per_byte(job: _Job, folder: Path, corpus: Corpus) -> float:
     def on_done(index: int, _: Any) -> None:
         job.ctx.events.emit(Progress(task="measure held-out text", done=index + 1, total=total, unit="texts"))
 
-    nats = sum(loss.total for loss in measure_losses(model, samples, on_done))
-    return nats / math.log(2) / sum(len(text.encode()) for text in corpus.test_texts)
+    return [loss.total / math.log(2) for loss in measure_losses(model, samples, on_done)]
+
+
+def _write_held_out(job: _Job, corpus: Corpus, before: list[float], after: list[float]) -> dict[str, float | None]:
+    """Every passage into its file; the means, and the error of their difference."""
+    rows = [
+        HeldOut(text=text, num_bytes=len(text.encode()), bits_before=old, bits_after=new)
+        for text, old, new in zip(corpus.test_texts, before, after, strict=True)
+    ]
+    write_records(job.out_dir / HELD_OUT, rows)
+    sizes = [row.num_bytes for row in rows]
+    changes = [new - old for old, new in zip(before, after, strict=True)]
+    return {
+        "bits_per_byte_before": bits_per_byte(before, sizes)[0],
+        "bits_per_byte_after": bits_per_byte(after, sizes)[0],
+        "bits_per_byte_change_stderr": bits_per_byte(changes, sizes)[1],
+    }
 
 
 def _outcome(

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from transformers import PreTrainedTokenizerFast
 
 from tunesmith.chat.renderer import RenderedArrays, Renderer
 from tunesmith.chat.tokenizer import load_tokenizer
@@ -49,8 +50,14 @@ class How:
 
 
 @cache
+def tokenizer_of(model_dir: Path) -> PreTrainedTokenizerFast:
+    """Loaded once in each process."""
+    return load_tokenizer(model_dir)
+
+
+@cache
 def _renderer(model_dir: Path, template: str) -> Renderer:
-    return Renderer(load_tokenizer(model_dir), template)
+    return Renderer(tokenizer_of(model_dir), template)
 
 
 @dataclass

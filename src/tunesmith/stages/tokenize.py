@@ -6,6 +6,7 @@ Wiring only: how rows become samples is rendering.py's, how samples share packs 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -16,14 +17,13 @@ from safetensors.numpy import load_file
 
 from tunesmith.chat.renderer import Renderer, own_template
 from tunesmith.chat.templates import load_template, read_template
-from tunesmith.chat.tokenizer import load_tokenizer
 from tunesmith.data.rows import RowFile, RowWriter, all_rows
 from tunesmith.errors import DataError, RecipeError
 from tunesmith.events import Note, Progress
 from tunesmith.model.catalog import base_model_path
 from tunesmith.protocols import Context, Pool
 from tunesmith.recipe import Tokenize
-from tunesmith.stages.rendering import How, Tokenized, text_lines, tokenize_rows
+from tunesmith.stages.rendering import How, Tokenized, text_lines, tokenize_rows, tokenizer_of
 from tunesmith.store import write_atomic
 from tunesmith.text.jsonl import dump_record, read_records
 from tunesmith.training.packing import plan_packs
@@ -87,7 +87,7 @@ def run(section: Tokenize, inputs: Inputs, out_dir: Path, ctx: Context) -> Outco
     context_length = int(inputs["base_model"].facts["context_length"])
     how = How(
         model_dir=model_dir,
-        template=_template(section, inputs, model_dir),
+        template=template_of(section, inputs.files, model_dir),
         section=section,
         limit=_length_limit(section, context_length),
     )
@@ -135,12 +135,12 @@ def run(section: Tokenize, inputs: Inputs, out_dir: Path, ctx: Context) -> Outco
     )
 
 
-def _template(section: Tokenize, inputs: Inputs, model_dir: Path) -> str:
+def template_of(section: Tokenize, files: Mapping[str, Path], model_dir: Path) -> str:
     """The template the section names: the base model's own, a built-in one, or a .jinja file."""
     name = section.chat_template
     if name == "auto":
-        return own_template(load_tokenizer(model_dir), model_dir)
-    return read_template(inputs.files[name]) if name in inputs.files else load_template(name)
+        return own_template(tokenizer_of(model_dir), model_dir)
+    return read_template(files[name]) if name in files else load_template(name)
 
 
 def load_sample(artifact: Artifact, sample_id: str) -> Rendered:

@@ -8,15 +8,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from transformers import PreTrainedModel
 
 from tunesmith.training.batches import Samples, build_batch
 from tunesmith.training.forward import output_head, varlen_forward
+from tunesmith.training.prefixes import num_common
 from tunesmith.training.supervised_rows import supervised_hidden
 
-_TOKENS_AT_ONCE = 2048
-"""Tokens of one forward pass, where samples are short: enough to fill a processor, little enough for its memory."""
+_ROWS_AT_ONCE = 2048
+"""Rows of one forward pass, where samples are short: enough to fill a processor, little enough for its memory."""
 
 
 @dataclass(frozen=True)
@@ -50,14 +52,18 @@ def measure_losses(
 
 
 def _groups(samples: Samples) -> Iterator[list[int]]:
-    """Neighbours, as many as fit into one forward pass."""
+    """Neighbours, as many as fit into one forward pass. What one begins with like the one before it takes no rows again."""
     group: list[int] = []
-    tokens = 0
+    num_rows = 0
+    before = np.empty(0, np.int32)
     for index, length in enumerate(samples.lengths.tolist()):
-        if group and tokens + length > _TOKENS_AT_ONCE:
+        ids = samples.input_ids[samples.rows(index)]
+        more = length - num_common(before, ids)
+        if group and num_rows + more > _ROWS_AT_ONCE:
             yield group
-            group, tokens = [], 0
+            group, num_rows, more = [], 0, length
         group.append(index)
-        tokens += length
+        num_rows += more
+        before = ids
     if group:
         yield group

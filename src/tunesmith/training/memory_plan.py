@@ -227,21 +227,26 @@ class _Search:
 
         None where memory ran out, or on a CPU surely would: there the kernel ends the process, so a part is run first.
         """
-        first = part or largest
+        small: Measured | None = None
         try:
-            formed = self._measured(first.members)  # gradients are formed, and everything is warm
-            small = self._measured(first.members)
-            if part is not None and self.device.type == "cpu":
-                grown = max(small.peak, peak_resident() - self.held - formed.kept)
-                if formed.kept + self.moments + grown * largest.num_rows / part.num_rows > self.available:
-                    return None
-            whole = self._measured(largest.members) if part is not None else small
+            formed = self._measured(self._shortest())  # gradients are formed, at little cost
+            if part is not None:
+                small = self._measured(part.members)
+                if self.device.type == "cpu":
+                    grown = max(small.peak, peak_resident() - self.held - formed.kept)
+                    if formed.kept + self.moments + grown * largest.num_rows / part.num_rows > self.available:
+                        return None
+            whole = self._measured(largest.members)
         except torch.OutOfMemoryError:
             return None
         finally:
             self.drop_gradients()
             self._let_go()
-        return formed.kept, small.peak if part is not None else None, whole.peak
+        return formed.kept, None if small is None else small.peak, whole.peak
+
+    def _shortest(self) -> Pack:
+        """The group with the fewest rows."""
+        return tuple(self.samples.groups[int(self.samples.group_lengths.argmin())])
 
     def _measured(self, members: Pack) -> Measured:
         return measure_bytes(self.device, lambda: self.run_micro_batch(members))
@@ -249,26 +254,26 @@ class _Search:
     def _part_of(self, largest: Largest) -> Largest | None:
         """About a quarter of it, in whole groups, or the group that comes nearest to that. None where none comes near: what
         a few tokens take says nothing of thousands, since some of it is the same for any number of tokens."""
-        groups = self.samples.groups
         members = set(largest.members)
-        inside = sorted((group for group in groups if group[0] in members), key=self._num_tokens)
+        groups = [
+            (group, int(rows)) for group, rows in zip(self.samples.groups, self.samples.group_lengths, strict=True)
+        ]
+        inside = sorted((each for each in groups if each[0][0] in members), key=lambda each: each[1])
         chosen: list[int] = []
-        for group in inside:
+        rows = 0
+        for group, more in inside:
             chosen += group
-            if self._num_tokens(chosen) * _PART >= largest.num_rows:
+            rows += more
+            if rows * _PART >= largest.num_rows:
                 break
-        if 2 * self._num_tokens(chosen) > largest.num_rows:
-            shorter = (group for group in groups if 2 * self._num_tokens(group) <= largest.num_rows)
-            chosen = list(
-                min(shorter, key=lambda each: abs(_PART * self._num_tokens(each) - largest.num_rows), default=())
-            )
-        tokens = self._num_tokens(chosen)
-        if tokens * _LEAST_PART < largest.num_rows:
+        if 2 * rows > largest.num_rows:
+            shorter = (each for each in groups if 2 * each[1] <= largest.num_rows)
+            nearest = min(shorter, key=lambda each: abs(_PART * each[1] - largest.num_rows), default=((), 0))
+            chosen, rows = list(nearest[0]), nearest[1]
+        if rows * _LEAST_PART < largest.num_rows:
             return None
-        return Largest(tuple(chosen), tokens, self.count_rows(tuple(chosen)))
-
-    def _num_tokens(self, indices: Sequence[int]) -> int:
-        return int(self.samples.lengths[list(indices)].sum())
+        part = tuple(chosen)
+        return Largest(part, int(self.samples.lengths[chosen].sum()), self.count_rows(part))
 
     def _predict(self, plan: MemoryPlan, most: int) -> int:
         """Packs that should fit, by what a pack was measured to take; spread evenly over the step's micro batches."""

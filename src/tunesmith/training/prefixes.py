@@ -64,7 +64,7 @@ def _branches(samples: Sequence[NDArray[np.integer]]) -> list[_Branch]:
     # Big-endian bytes sort as the ids do, so samples with a common beginning become neighbours.
     order = sorted(range(len(samples)), key=lambda index: samples[index].astype(">u4").tobytes())
     ordered = [samples[index] for index in order]
-    shared = [_common(a, b) for a, b in itertools.pairwise(ordered)]  # between neighbours
+    shared = [num_common(a, b) for a, b in itertools.pairwise(ordered)]  # between neighbours
 
     def grow(low: int, high: int, depth: int) -> list[_Branch]:
         """Branches of ordered[low:high], which agree up to `depth`."""
@@ -82,8 +82,8 @@ def _branches(samples: Sequence[NDArray[np.integer]]) -> list[_Branch]:
     return grow(0, len(ordered), 0)
 
 
-def _common(a: NDArray[np.integer], b: NDArray[np.integer]) -> int:
-    """Length of the common beginning."""
+def num_common(a: NDArray[np.integer], b: NDArray[np.integer]) -> int:
+    """Length of the common beginning of two samples."""
     length = min(len(a), len(b))
     different = np.flatnonzero(a[:length] != b[:length])
     return int(different[0]) if len(different) else length

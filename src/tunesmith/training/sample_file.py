@@ -64,15 +64,21 @@ class SampleWriter:
     ) -> None:
         """One sample; each array is (tokens,). loss_weights: what a target counts; None = 1."""
         values = {"lengths": np.array([len(input_ids)]), "input_ids": input_ids, "owner": owner, "loss_mask": loss_mask}
-        self._weighted |= loss_weights is not None
-        values["loss_weights"] = np.ones(len(input_ids)) if loss_weights is None else loss_weights
+        if loss_weights is not None or self._weighted:
+            if not self._weighted:
+                self._weighted = True  # all tokens until now count 1
+                self._write("loss_weights", np.ones(self._sizes["loss_mask"], "<f4").data)
+            values["loss_weights"] = np.ones(len(input_ids)) if loss_weights is None else loss_weights
         for name, _, kind in _TENSORS:
-            data = values[name].astype(kind).tobytes()
-            try:
-                self._streams[name].write(data)
-            except OSError as error:
-                raise disk_error(error, self._path, len(data)) from error
-            self._sizes[name] += len(data)
+            if name in values:
+                self._write(name, np.ascontiguousarray(values[name], dtype=kind).data)
+
+    def _write(self, name: str, data: memoryview) -> None:
+        try:
+            self._streams[name].write(data)
+        except OSError as error:
+            raise disk_error(error, self._path, data.nbytes) from error
+        self._sizes[name] += data.nbytes
 
     def finish(self) -> None:
         """Put the file under its name."""

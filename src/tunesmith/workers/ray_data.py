@@ -8,6 +8,8 @@ from __future__ import annotations
 import importlib.util
 import os
 import pickle
+import signal
+import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
@@ -35,9 +37,14 @@ class RayPool:
         import ray
 
         self._ray: Any = ray
+        self._on_sigterm = signal.getsignal(signal.SIGTERM)  # Ray takes it when it starts, and would keep it
         self._started_here = not ray.is_initialized()
         if self._started_here:
-            _start(ray, num_workers)
+            try:
+                _start(ray, num_workers)
+            except WorkerError:
+                self._give_signal_back()
+                raise
         _keep_order()
         self.num_workers = num_workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
 
@@ -73,6 +80,12 @@ class RayPool:
     def close(self) -> None:
         if self._started_here:
             self._ray.shutdown()
+            self._give_signal_back()
+
+    def _give_signal_back(self) -> None:
+        is_main = threading.current_thread() is threading.main_thread()  # elsewhere Ray could not take it
+        if is_main and self._on_sigterm is not None:  # None: not a handler of Python
+            signal.signal(signal.SIGTERM, self._on_sigterm)
 
 
 def _start(ray: Any, num_workers: int | None) -> None:

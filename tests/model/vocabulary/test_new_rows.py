@@ -15,7 +15,7 @@ from tunesmith.model.vocabulary.base import BaseTokenizer
 from tunesmith.model.vocabulary.check import check_folder, joins
 from tunesmith.model.vocabulary.extension import Extension, write_tokenizer
 from tunesmith.model.vocabulary.learn import learn_pieces
-from tunesmith.model.vocabulary.report import TokenCounts, count_tokens
+from tunesmith.model.vocabulary.report import TokenCounts, bits_per_byte, count_tokens
 from tunesmith.model.vocabulary.rows import grow_rows, matrices
 
 
@@ -134,3 +134,15 @@ def test_rates_are_per_character_and_per_byte(base, texts):
     assert set(
         TokenCounts(num_texts=0, num_characters=0, num_bytes=0, tokens_before=0, tokens_after=0).rates().values()
     ) == {None}
+
+
+def test_bits_per_byte_are_of_all_texts_together_and_their_error_is_that_of_the_texts():
+    assert bits_per_byte([10.0, 20.0], [10, 10]) == (
+        1.5,
+        pytest.approx(0.5),
+    )  # 1 and 2 bits a byte: their standard error
+    value, error = bits_per_byte([30.0, 5.0, 5.0], [20, 5, 5])
+    assert value == pytest.approx(40 / 30)
+    assert error == pytest.approx((((10 / 3) ** 2 + 2 * (5 / 3) ** 2) * 3 / 2) ** 0.5 / 30)
+    assert bits_per_byte([30.0, 15.0], [20, 10])[1] == pytest.approx(0.0)
+    assert bits_per_byte([30.0], [20]) == (1.5, None)

@@ -1,8 +1,9 @@
-"""How many tokens a text takes, before and after: per character, per byte, and how much fewer. Counts only."""
+"""What a text takes, before and after: tokens per character and per byte, and bits per byte with their error. Counts only."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Sequence
 
 from tokenizers import Tokenizer
 
@@ -43,6 +44,21 @@ def count_tokens(before: Tokenizer, after: Tokenizer, texts: Iterable[str]) -> T
         tokens_before=_num_tokens(before, listed),
         tokens_after=_num_tokens(after, listed),
     )
+
+
+def bits_per_byte(bits: Sequence[float], num_bytes: Sequence[int]) -> tuple[float, float | None]:
+    """(bits of all texts over bytes of all texts, its standard error), given those of each text. Of a change: differences of bits
+    of the same texts, whose error is much smaller than that of either side.
+
+    The error is that of a ratio of two sums (Cochran 1977, Sampling Techniques, eq. 2.46): of the residuals of the texts.
+    None where there is one text.
+    """
+    whole, count = sum(num_bytes), len(bits)
+    ratio = sum(bits) / whole
+    if count < 2:
+        return ratio, None
+    residuals = sum((value - ratio * size) ** 2 for value, size in zip(bits, num_bytes, strict=True))
+    return ratio, math.sqrt(residuals * count / (count - 1)) / whole
 
 
 def _num_tokens(tokenizer: Tokenizer, texts: list[str]) -> int:
