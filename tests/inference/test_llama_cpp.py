@@ -153,7 +153,13 @@ def test_a_whole_header_without_a_model_says_what_llama_cpp_said(tmp_path: Path)
 
 
 @pytest.fixture(scope="module")
-def engine(smollm2: Any) -> Iterator[LlamaCppEngine]:
+def listening_before() -> set[str]:
+    """Other tests of the process may have sockets that listen."""
+    return _listening_sockets()
+
+
+@pytest.fixture(scope="module")
+def engine(smollm2: Any, listening_before: set[str]) -> Iterator[LlamaCppEngine]:
     with LlamaCppEngine(smollm2.gguf, context_length=1000, num_slots=2, num_threads=1) as loaded:
         yield loaded
 
@@ -279,7 +285,7 @@ async def test_the_advertised_context_is_the_one_a_request_gets(engine: LlamaCpp
 
 
 def _listening_sockets() -> set[str]:
-    """The sockets of this process that listen on TCP; other tests of the process may have some."""
+    """The sockets of this process that listen on TCP."""
     found: set[str] = set()
     for link in Path("/proc/self/fd").iterdir():
         with contextlib.suppress(FileNotFoundError):  # the descriptor of this very listing
@@ -289,14 +295,13 @@ def _listening_sockets() -> set[str]:
 
 
 @pytest.mark.real
-def test_loading_leaves_signals_alone_and_opens_no_port(smollm2: Any) -> None:
-    before = _listening_sockets()
-    with LlamaCppEngine(smollm2.gguf, context_length=256, num_slots=1, num_threads=1):
-        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-        with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), signal.SIGINT)
-            time.sleep(1)
-        assert _listening_sockets() == before
+@pytest.mark.usefixtures("engine")
+def test_loading_leaves_signals_alone_and_opens_no_port(listening_before: set[str]) -> None:
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    with pytest.raises(KeyboardInterrupt):
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(1)
+    assert _listening_sockets() <= listening_before
 
 
 def test_a_listening_socket_of_this_process_is_seen() -> None:
