@@ -28,6 +28,7 @@ _TENSORS = (
     ("loss_mask", "U8", "u1"),
 )
 _COPIED_BYTES = 1 << 22
+_ONES_AT_ONCE = 1 << 20
 
 
 class SampleWriter:
@@ -67,7 +68,9 @@ class SampleWriter:
         if loss_weights is not None or self._weighted:
             if not self._weighted:
                 self._weighted = True  # all tokens until now count 1
-                self._write("loss_weights", np.ones(self._sizes["loss_mask"], "<f4").data)
+                for start in range(0, self._sizes["loss_mask"], _ONES_AT_ONCE):
+                    count = min(_ONES_AT_ONCE, self._sizes["loss_mask"] - start)
+                    self._write("loss_weights", np.ones(count, "<f4").data)
             values["loss_weights"] = np.ones(len(input_ids)) if loss_weights is None else loss_weights
         for name, _, kind in _TENSORS:
             if name in values:
